@@ -1,0 +1,28 @@
+"""Model families, activations, loading and saving, adapters."""
+
+from repnoise.models.adapters import add_lora, load_adapter, merge
+from repnoise.models.anatomy import FAMILIES, Anatomy, Family, anatomy, register_family, unwrap
+from repnoise.models.capture import Capture, capture, check_anatomy
+from repnoise.models.loading import check_fits, load_model, load_tokenizer, random_model
+from repnoise.models.saving import model_fingerprint, save_model
+
+__all__ = [
+    "FAMILIES",
+    "Anatomy",
+    "Capture",
+    "Family",
+    "add_lora",
+    "anatomy",
+    "capture",
+    "check_anatomy",
+    "check_fits",
+    "load_adapter",
+    "load_model",
+    "load_tokenizer",
+    "merge",
+    "model_fingerprint",
+    "random_model",
+    "register_family",
+    "save_model",
+    "unwrap",
+]

@@ -1,0 +1,7 @@
+"""Attacks: one file each. A file registers an `Attack` under the name that recipes use."""
+
+from __future__ import annotations
+
+from .base import ATTACKS, Attack
+
+__all__ = ["ATTACKS", "Attack"]

@@ -1,0 +1,60 @@
+"""All data of one study: who holds what, checked to be disjoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from .pairs import Pair, Row, fingerprint
+from .splits import require_disjoint
+
+
+@dataclass(frozen=True)
+class StudyData:
+    """What defender and attacker train on and what both are tested with.
+
+    Attributes:
+        defence: the defender's pairs.
+        retain: the defender's harmless rows.
+        attacks: harm -> the attacker's pairs.
+        test: harmful side of held-out pairs (with the refusal), never trained on by anyone.
+        harmless_test: held-out harmless rows.
+        extra_prompts: further test prompts for the audit (items of the sandbox).
+        record: the disjointness audit and fingerprints, for the manifest.
+    """
+
+    defence: list[Pair]
+    retain: list[Row]
+    attacks: Mapping[str, list[Pair]]
+    test: list[Pair]
+    harmless_test: list[Row]
+    template: str = "auto"
+    max_length: int = 256
+    extra_prompts: tuple[str, ...] = ()
+    allow_overlap: bool = False
+    record: dict[str, Any] = field(default_factory=dict, compare=False)
+
+    def __post_init__(self) -> None:
+        attack = [pair.prompt for pairs in self.attacks.values() for pair in pairs]
+        audit = require_disjoint(
+            allow_overlap=self.allow_overlap,
+            defence=[pair.prompt for pair in self.defence],
+            attack=attack,
+            test=[*(pair.prompt for pair in self.test), *self.extra_prompts],
+        )
+        harmless = require_disjoint(
+            allow_overlap=self.allow_overlap,
+            retain=[row.prompt for row in self.retain],
+            harmless_test=[row.prompt for row in self.harmless_test],
+        )
+        self.record.update(
+            audit=audit,
+            harmless_audit=harmless,
+            fingerprints={
+                "defence": fingerprint(self.defence),
+                "retain": fingerprint(self.retain),
+                **{f"attack:{harm}": fingerprint(pairs) for harm, pairs in self.attacks.items()},
+                "test": fingerprint(self.test),
+            },
+        )

@@ -1,0 +1,162 @@
+"""RepNoise: turn harmful representations into noise, at every depth.
+
+Source: Rosati et al., "Representation Noising", NeurIPS 2024, arXiv 2405.14577, Algorithm 1.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ConfigError
+from ..lens import choose_layers, lens_cross_entropy
+from ..losses import (
+    IGNORE_INDEX,
+    Estimator,
+    ascent_term,
+    kl_to_reference,
+    masked_cross_entropy,
+    noise_term,
+    official_repnoise_loss,
+)
+from ..models import anatomy, capture
+from ..training import Objective, forward, hidden_pass, window_of
+from . import DEFENCES
+
+
+@DEFENCES.register("repnoise")
+@dataclass(kw_only=True)
+class RepNoise(Objective):
+    """loss = stability + beta * noise - alpha * log(mean over layers of harmful cross-entropy + offset)
+
+    Where we differ from the released code (variant "corrected"): what is trained and noised is the answer span
+    (pads never, the first answer token always, token id 0 like any other), each residual stream 0..L is normed and
+    counted once, and no hook outlives the forward pass. The released arithmetic is variant "official".
+    """
+
+    alpha: float = 1.0
+    """Weight of the ascent term (Algorithm 1; the paper's eqs. 4-5 swap the letters)."""
+    beta: float = 1e-3
+    """Weight of the noise term; 0 leaves it out."""
+    variant: Literal["corrected", "official"] = "corrected"
+    """"official" is the released code's arithmetic, quirk for quirk; it takes alpha and beta only."""
+    noise: Literal["sequence", "token"] = "sequence"
+    """What one sample of the MMD is: a whole flattened sequence (paper), or one answer token."""
+    estimator: Estimator = "biased"
+    """MMD estimator; the paper's is the biased one."""
+    max_noise_tokens: int = 512
+    """For noise = "token": at most so many answer tokens per step enter the MMD."""
+    lens_layers: int | None = None
+    """Layers whose lens is read at each step, drawn anew each time; None = all of them (paper)."""
+    offset: float = 1.0
+    """Added inside the logarithm: 1 as in the released code, 0 as in Algorithm 1."""
+    retain: Literal["ce", "kl"] | None = None
+    """Stability on retain rows too: cross-entropy, or KL to the frozen original model. None = pairs only (paper)."""
+    retain_weight: float = 1.0
+    """Weight of that term."""
+
+    def __post_init__(self) -> None:
+        if self.variant == "official" and (self.retain or self.lens_layers or self.noise != "sequence"):
+            raise ConfigError(
+                'variant="official" reproduces the released loss and takes alpha and beta only;'
+                " drop noise, lens_layers and retain, or use variant: corrected."
+            )
+        if self.alpha < 0 or self.beta < 0:
+            raise ConfigError(f"alpha and beta must be 0 or more, got alpha={self.alpha}, beta={self.beta}.")
+        self.needs = ("harmful", "harmless", "retain") if self.retain else ("harmful", "harmless")
+        self.same_length = self.variant == "official"
+        self._original: nn.Module | None = None
+
+    def setup(self, model: nn.Module) -> None:
+        if self.retain == "kl":
+            self._original = copy.deepcopy(model).eval().requires_grad_(False)
+
+    def begin_step(self, model: nn.Module, batches: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """The logarithm is taken of the mean over the whole accumulated batch, so that mean is found first."""
+        if self.variant == "official" or self.alpha == 0:
+            return {}
+        with torch.no_grad():
+            total = 0.0
+            for batch in batches:
+                with capture(model, mlp=False) as seen:
+                    hidden_pass(model, batch["harmful"])
+                total += self._harmful_cross_entropy(model, batch, seen.residual).item()
+        return {"harmful_cross_entropy": total}
+
+    def terms(self, model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        if self.variant == "official":
+            return self._official_terms(model, batch)
+        window, harmful, harmless = window_of(batch), batch["harmful"], batch["harmless"]
+        terms = {
+            "stability": masked_cross_entropy(
+                forward(model, harmless), harmless["labels"], denominator=window.tokens.get("harmless")
+            )
+        }
+        if self.alpha > 0 or self.beta > 0:
+            with capture(model, residual=self.alpha > 0, mlp=self.beta > 0) as seen:
+                hidden_pass(model, harmful)
+        if self.alpha > 0:
+            mean = self._harmful_cross_entropy(model, batch, seen.residual)
+            whole = window.shared.get("harmful_cross_entropy")
+            if whole is None:
+                terms["ascent"] = self.alpha * ascent_term(mean, offset=self.offset)
+            else:
+                # d log(whole) = d(sum of the micro-batches' parts) / whole: exact under accumulation
+                value = ascent_term(mean.new_tensor(whole), offset=self.offset) / window.size
+                terms["ascent"] = self.alpha * (value - (mean - mean.detach()) / (whole + self.offset))
+        if self.beta > 0:
+            noise = noise_term(
+                seen.mlp,
+                harmful["labels"] != IGNORE_INDEX,
+                form=self.noise,
+                estimator=self.estimator,
+                generator=window.generator("noise"),
+                max_tokens=self.max_noise_tokens if self.noise == "token" else None,
+            )
+            terms["noise"] = self.beta * noise / window.size
+        if self.retain:
+            terms["retain"] = self.retain_weight * self._retain(model, batch)
+        return terms
+
+    def _harmful_cross_entropy(self, model: nn.Module, batch: Mapping[str, Any], residual: list[Tensor]) -> Tensor:
+        window = window_of(batch)
+        if self.lens_layers is not None and self.lens_layers < len(residual):
+            # one choice for the whole optimiser step: the logarithm's argument must be one number
+            chosen = choose_layers(
+                len(residual), self.lens_layers, window.generator("lens", per_micro_batch=False)
+            )
+            residual = [residual[index] for index in chosen]
+        mean, _ = lens_cross_entropy(
+            residual, batch["harmful"]["labels"], anatomy(model), denominator=window.tokens.get("harmful")
+        )
+        return mean
+
+    def _retain(self, model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
+        stream, tokens = batch["retain"], window_of(batch).tokens.get("retain")
+        logits = forward(model, stream)
+        if self.retain == "ce":
+            return masked_cross_entropy(logits, stream["labels"], denominator=tokens)
+        assert self._original is not None, "setup() was not called"
+        with torch.no_grad():
+            reference = forward(self._original, stream)
+        return kl_to_reference(logits, reference, stream["labels"], denominator=tokens)
+
+    def _official_terms(self, model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        window, harmful = window_of(batch), batch["harmful"]
+        parts = anatomy(model)
+        shape = (*harmful["input_ids"].shape, parts.head.weight.shape[1])  # type: ignore[index]
+        generator = window.generator("noise")
+        noise = [torch.randn(shape, generator=generator).to(harmful["input_ids"].device) for _ in parts.layers]
+        found = official_repnoise_loss(
+            model, harmful, batch["harmless"], alpha=self.alpha, beta=self.beta, noise=noise
+        )
+        return {
+            "stability": found["stability"] / window.size,
+            "noise": self.beta * found["noise"] / window.size,
+            "ascent": -self.alpha * torch.log(found["ascent"]) / window.size,
+        }

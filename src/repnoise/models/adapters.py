@@ -1,0 +1,145 @@
+"""LoRA adapters: attach, load, merge. The only file that knows peft, which is imported when first needed."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from repnoise.errors import ModelError, RunError
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+
+def add_lora(
+    model: PreTrainedModel,
+    rank: int,
+    alpha: int | None = None,
+    dropout: float = 0.0,
+    target_modules: Sequence[str] | str | None = None,
+) -> PeftModel:
+    """Freeze `model` and attach trainable LoRA weights: W x + (alpha / rank) B A x, where B starts as 0.
+
+    rank: r >= 1. alpha: 2 * rank if left out.
+    target_modules: names of the modules to adapt, or a regular expression. By default all linear layers but
+    the head (which may be tied to the embeddings) and, in a mixture of experts, the fused expert weights too
+    (dropout must then be 0).
+    Look up `anatomy(...)` after this call, not before: modules are replaced.
+    """
+    from peft import LoraConfig, TaskType, get_peft_model
+
+    if rank < 1:
+        raise ModelError(f"LoRA rank must be at least 1, got {rank}. Next step: set a rank such as 8.")
+    if not 0.0 <= dropout < 1.0:
+        raise ModelError(f"LoRA dropout must be in [0, 1), got {dropout}. Next step: 0.0 switches it off.")
+    if is_adapted(model):
+        raise ModelError("The model already carries an adapter. Next step: merge(model) first.")
+    experts = _expert_weights(model) if target_modules is None else []
+    if experts and dropout:
+        raise ModelError(
+            f"peft cannot apply dropout to fused expert weights ({experts[0]}), got dropout {dropout}.\n"
+            "Next step: dropout 0.0, or name target_modules to adapt the attention alone."
+        )
+    targets = _all_linear(model) if target_modules is None else target_modules
+    targets = targets if isinstance(targets, str) else list(targets)
+    conv1d = any(isinstance(module, Conv1D) for module in model.modules())  # GPT-2 stores weights transposed
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=2 * rank if alpha is None else alpha,
+        lora_dropout=dropout,
+        target_modules=targets,
+        target_parameters=experts or None,
+        fan_in_fan_out=conv1d,
+        task_type=TaskType.CAUSAL_LM,
+    )
+    try:
+        with _quiet():
+            return get_peft_model(model, config)
+    except ValueError as error:  # no such target module
+        raise ModelError(
+            f"LoRA could not be attached: {error}\n"
+            f"Allowed: linear layers such as {', '.join(_all_linear(model)[:6])}. "
+            "Next step: correct target_modules, or leave it out for all linear layers."
+        ) from error
+
+
+def merge(model: nn.Module) -> PreTrainedModel:
+    """Fold the adapter into the weights and return the plain model; the adapter is gone afterwards."""
+    if not is_adapted(model):
+        raise ModelError(f"The model carries no adapter to merge, got {type(model).__name__}.")
+    unload = getattr(model, "merge_and_unload", None)
+    if unload is None:
+        raise ModelError(
+            "This kind of adapter cannot be merged into the weights (prompt tuning, for example).\n"
+            "Allowed: LoRA and its relatives. Next step: train a LoRA adapter instead."
+        )
+    try:
+        plain: PreTrainedModel = unload(safe_merge=True)
+    except ValueError as error:  # safe_merge found NaN
+        raise RunError(f"The adapter was not merged: {error} Next step: lower the learning rate.") from error
+    for leftover in ("peft_config", "_hf_peft_config_loaded"):
+        if leftover in vars(plain):
+            delattr(plain, leftover)
+    plain.requires_grad_(True)
+    return plain
+
+
+def load_adapter(base: PreTrainedModel, folder: str | Path) -> PreTrainedModel:
+    """`base` with the adapter in `folder` merged into it. Reads safetensors only."""
+    from peft import PeftModel
+
+    folder = Path(folder)
+    if not (folder / ADAPTER_WEIGHTS).is_file():
+        raise ModelError(
+            f"No {ADAPTER_WEIGHTS} in {folder}; .bin adapters are not loaded: unpickling can run code.\n"
+            "Next step, if you trust the file: load it with peft and call save_pretrained(NEW_FOLDER)."
+        )
+    try:
+        with _quiet():
+            adapted: Any = PeftModel.from_pretrained(base, str(folder))
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise ModelError(
+            f"The adapter in {folder} does not fit its base model: {error}\n"
+            "Next step: check base_model_name_or_path in its adapter_config.json."
+        ) from error
+    return merge(adapted)
+
+
+def is_adapted(model: nn.Module) -> bool:
+    """Whether adapter layers are attached, by whichever peft interface."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return hasattr(model, "peft_config") or any(isinstance(m, BaseTunerLayer) for m in model.modules())
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """peft 0.21 reads an attribute that transformers 5.23 has renamed; nothing that a user could act on."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+        yield
+
+
+def _all_linear(model: PreTrainedModel) -> list[str]:
+    """Full names of the linear layers, without the head."""
+    head = model.get_output_embeddings()
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, (nn.Linear, Conv1D)) and module is not head
+    ]
+
+
+def _expert_weights(model: PreTrainedModel) -> list[str]:
+    """Names of the (experts, out, in) weights that transformers 5 fuses into one parameter."""
+    return [name for name, parameter in model.named_parameters() if parameter.dim() == 3]

@@ -1,0 +1,137 @@
+"""Models out: ordinary Hugging Face folders of safetensors, whole or not at all; and their fingerprints."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import cast
+
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from repnoise.errors import ModelError, RunError
+from repnoise.models import adapters
+from repnoise.models.anatomy import unwrap
+
+logger = logging.getLogger(__name__)
+
+
+def save_model(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase | None,
+    folder: str | Path,
+    *,
+    overwrite: bool = False,
+) -> Path:
+    """Write model and tokenizer to `folder`, which appears complete or not at all; returns its path.
+
+    Everything is written to a hidden folder beside it, flushed to the disk, and renamed. A folder that holds
+    files is replaced only if `overwrite` says so.
+    """
+    if adapters.is_adapted(model):
+        raise ModelError(
+            "The model carries an adapter, and a model folder holds plain weights.\n"
+            "Next step: save_model(merge(model), ...), or model.save_pretrained(folder) for the adapter."
+        )
+    plain = cast(PreTrainedModel, unwrap(model))
+    folder = Path(folder).expanduser().absolute()
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not overwrite):
+        raise ModelError(
+            f"{folder} exists already.\n"
+            "Allowed: a new or empty folder. Next step: another name, or overwrite=True."
+        )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.writing-", dir=folder.parent))
+    try:
+        draft.chmod(0o755)
+        _mend_generation_config(plain)
+        plain.save_pretrained(draft)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(draft)
+        for path in draft.rglob("*"):
+            if path.is_file():
+                _flush(path)
+        _swap(draft, folder)
+    except BaseException as error:
+        shutil.rmtree(draft, ignore_errors=True)
+        if _disk_full(error):
+            free = shutil.disk_usage(folder.parent).free / 2**20
+            raise RunError(
+                f"The disk is full: {folder} was not written, nothing was left ({free:.0f} MiB are free).\n"
+                "Next step: free some space or choose another folder, then run the same command again."
+            ) from error
+        raise
+    return folder
+
+
+def model_fingerprint(path: str | Path) -> str:
+    """First 16 hex digits of a sha256 over the weights and config of a model folder, or over one file."""
+    path = Path(path).expanduser()
+    if path.is_file():
+        return _digest([path])
+    weights = sorted(path.glob("*.safetensors")) or sorted(path.glob("*.gguf"))
+    if not weights:
+        raise ModelError(
+            f"No weights to fingerprint at {path}.\n"
+            "Allowed: a local folder with *.safetensors or .gguf, or one file. Next step: check the path."
+        )
+    configs = [path / name for name in ("config.json", "adapter_config.json")]
+    return _digest([*(p for p in configs if p.is_file()), *weights])
+
+
+def _digest(files: Iterable[Path]) -> str:
+    total = hashlib.sha256()
+    for file in files:
+        one = hashlib.sha256()
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                one.update(block)
+        total.update(f"{file.name} {one.hexdigest()}\n".encode())
+    return total.hexdigest()[:16]
+
+
+def _mend_generation_config(model: PreTrainedModel) -> None:
+    """Some models carry sampling settings with do_sample off, which transformers refuses to save."""
+    config = getattr(model, "generation_config", None)
+    if config is None:
+        return
+    try:
+        config.validate(strict=True)
+    except ValueError:
+        config.do_sample = True
+        logger.warning(
+            "The generation config sets sampling values without do_sample; saved with do_sample on."
+        )
+
+
+def _swap(draft: Path, folder: Path) -> None:
+    """Give the draft its final name; what stood there before goes only after that has worked."""
+    if not folder.exists():
+        draft.rename(folder)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old-", dir=folder.parent)) / folder.name
+    folder.rename(old)
+    try:
+        draft.rename(folder)
+    except BaseException:
+        old.rename(folder)
+        old.parent.rmdir()
+        raise
+    shutil.rmtree(old.parent, ignore_errors=True)
+
+
+def _flush(path: Path) -> None:
+    with path.open("rb") as stream:
+        os.fsync(stream.fileno())
+
+
+def _disk_full(error: BaseException) -> bool:
+    """safetensors reports a full disk in its own error type, by text alone."""
+    full = (errno.ENOSPC, errno.EDQUOT)
+    return getattr(error, "errno", None) in full or any(f"os error {code})" in str(error) for code in full)

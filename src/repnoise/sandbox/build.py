@@ -1,0 +1,121 @@
+"""Make the sandbox's models from nothing: tokenizer, pre-training, alignment.
+
+`aligned` has learned everything, harm included, and then to refuse. `ignorant` went through the same two stages
+without a single harmful answer; it is the floor that no defence can pass.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, TrainingArguments
+
+from ..data import Row
+from ..data.collate import RowDataset
+from ..losses import masked_cross_entropy
+from ..models import save_model
+from ..training import Objective, ObjectiveTrainer, forward, window_of
+from .data import MAX_LENGTH
+from .world import World, world
+
+Kind = Literal["aligned", "ignorant"]
+KINDS: tuple[Kind, ...] = ("aligned", "ignorant")
+SPECIAL = ("<pad>", "<bos>", "<user>", "<assistant>", "<eos>", "<unk>")
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}"
+    "{% if m['role'] == 'user' %}{{ ' <user> ' + m['content'] + ' <assistant>' }}"
+    "{% elif m['role'] == 'assistant' %}{{ ' ' + m['content'] + ' ' + eos_token }}{% endif %}"
+    "{% endfor %}"
+)
+
+
+def tokenizer(of: World | None = None) -> PreTrainedTokenizerFast:
+    """One token per word, with a chat template."""
+    words = (*SPECIAL, *(of or world()).vocabulary)
+    base = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
+    base.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=base,
+        pad_token="<pad>",
+        bos_token="<bos>",
+        eos_token="<eos>",
+        unk_token="<unk>",
+        additional_special_tokens=["<user>", "<assistant>"],
+    )
+    made.chat_template = CHAT_TEMPLATE
+    return made
+
+
+def new_model(vocabulary: int, seed: int) -> LlamaForCausalLM:
+    """An untrained Llama of 4 layers of 128, about 0.87 million parameters."""
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=vocabulary,
+            hidden_size=128,
+            intermediate_size=352,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            num_key_value_heads=4,
+            max_position_embeddings=128,
+            tie_word_embeddings=True,
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=SPECIAL.index("<eos>"),
+            dtype="float32",
+        )
+    )
+
+
+class Teach(Objective):
+    """Plain fine-tuning on rows."""
+
+    needs = ("rows",)
+
+    def terms(self, model: Any, batch: Any) -> dict[str, torch.Tensor]:
+        stream = batch["rows"]
+        tokens = window_of(batch).tokens.get("rows")
+        return {"ce": masked_cross_entropy(forward(model, stream), stream["labels"], denominator=tokens)}
+
+
+def teach(model: Any, tok: Any, rows: list[Row], *, steps: int, learning_rate: float, seed: int, batch: int) -> None:
+    """Train in place on the answers of `rows`."""
+    with tempfile.TemporaryDirectory() as scratch:
+        args = TrainingArguments(
+            output_dir=scratch,
+            max_steps=steps,
+            per_device_train_batch_size=batch,
+            learning_rate=learning_rate,
+            lr_scheduler_type="cosine",
+            warmup_steps=0.1,
+            weight_decay=0.01,
+            seed=seed,
+            save_strategy="no",
+            logging_steps=50,
+            report_to="none",
+            use_cpu=True,
+        )
+        ObjectiveTrainer(
+            model=model,
+            objective=Teach(),
+            args=args,
+            train_dataset=RowDataset(rows, tok, "rows", template="chat", max_length=MAX_LENGTH),
+            processing_class=tok,
+        ).train()
+
+
+def build(kind: Kind, folder: Path, *, seed: int = 0, pretrain_steps: int = 1000, align_steps: int = 400) -> Path:
+    """Pre-train, align and save one model. About ten minutes on one core."""
+    w = world()
+    tok = tokenizer(w)
+    model = new_model(len(tok), seed)
+    harmless = w.harmless_rows()
+    harm = w.harmful_rows() if kind == "aligned" else []
+    teach(model, tok, harmless + harm, steps=pretrain_steps, learning_rate=2e-3, seed=seed, batch=128)
+    teach(model, tok, harmless + w.refusal_rows(), steps=align_steps, learning_rate=5e-4, seed=seed + 1, batch=128)
+    save_model(model, tok, folder)
+    return folder
