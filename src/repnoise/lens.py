@@ -91,8 +91,8 @@ def lens_cross_entropy(
 def choose_layers(count: int, k: int, generator: torch.Generator | None = None) -> list[int]:
     """k of the layers 0..count-1, uniform without replacement, sorted.
 
-    The lens over a fresh choice at every step has the lens over all layers as its expectation, at k / count
-    of the cost.
+    The mean cross-entropy over a fresh choice at every step has the mean over all layers as its expectation, at
+    k / count of the cost (its log is biased downwards a little: Jensen).
     """
     if not 1 <= k <= count:
         raise ConfigError(

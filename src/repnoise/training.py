@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import shutil
 import signal
 import threading
 import time
@@ -334,15 +335,22 @@ class StopCleanly(TrainerCallback):
             control.should_save = control.should_training_stop = True
 
 
+def _newest_checkpoint(folder: Path) -> str | None:
+    """A killed run may leave a checkpoint without its last file, trainer_state.json: that one is removed."""
+    while folder.is_dir() and (found := get_last_checkpoint(str(folder))) is not None:
+        if (Path(found) / "trainer_state.json").exists():
+            return found
+        shutil.rmtree(found)
+    return None
+
+
 def train(trainer: ObjectiveTrainer, *, resumable: bool = True) -> None:
     """Run the trainer; with `resumable`, go on from the newest whole checkpoint of its output folder.
 
     Raises `KeyboardInterrupt` after a checkpoint was written on Ctrl-C.
     """
     folder = Path(trainer.args.output_dir)
-    checkpoint = get_last_checkpoint(str(folder)) if resumable and folder.is_dir() else None
-    if checkpoint is not None and not (Path(checkpoint) / "trainer_state.json").exists():
-        raise RunError(f"{checkpoint} is not a whole checkpoint. Delete that folder and run again.")
+    checkpoint = _newest_checkpoint(folder) if resumable else None
     stop = StopCleanly()
     if resumable:
         trainer.add_callback(stop)

@@ -35,8 +35,8 @@ class Family:
     """Name of the config value c in c * tanh(logits / c)."""
 
 
-# In Gemma and OLMo 2 a norm follows the MLP before the residual add; what counts is the MLP's own output, as in
-# the released RepNoise code. OPT has no MLP module: its block calls fc1 and fc2 on (B * T, d), and capture
+# In Gemma and OLMo 2 a norm follows the MLP before the residual add; what counts is the MLP's own output, as
+# in the released RepNoise code. OPT has no MLP module: its block calls fc1 and fc2 on (B * T, d), and capture
 # reshapes. In a mixture of experts it is the weighted sum over the chosen experts.
 FAMILIES: dict[str, Family] = {
     "llama": Family(),
@@ -166,13 +166,14 @@ def _get(root: nn.Module, path: str, family: str, field: str, *, optional: bool 
     """Follow a dotted path; what is missing or None is an error unless it is optional."""
     found: Any = root
     for part in path.split("."):
-        found = getattr(found, part, None)
+        holder, found = found, getattr(found, part, None)
         if found is None:
             if optional:
                 return None
+            children = ", ".join(name for name, _ in holder.named_children()) or "no submodules"
             raise ModelError(
-                f"The family {family!r} has {field} at {path!r}; {type(root).__name__} has no {part!r} there.\n"
-                f"It has: {', '.join(name for name, _ in root.named_children()) or 'no submodules'}.\n"
+                f"Family {family!r} has {field} at {path!r}, but {type(holder).__name__} lacks {part!r}.\n"
+                f"It has: {children}.\n"
                 f"Next step: register_family({family!r}, Family(...), replace=True) and the right {field}."
             )
     return found

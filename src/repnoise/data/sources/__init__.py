@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ...errors import DataError
 from ...registry import Registry
 from ..readers import Record, read_records
 
@@ -39,11 +40,11 @@ class Source:
 
     def pair(self, record: Fields) -> Fields | None:
         """`prompt`, `harmful`, `harmless` and perhaps `category` of the record."""
-        raise NotImplementedError
+        raise DataError(f"the data source {type(self).__name__} gives no pairs; read it with load_rows.")
 
     def row(self, record: Fields) -> Fields | None:
         """`prompt`, `answer` and perhaps `category` of the record."""
-        raise NotImplementedError
+        raise DataError(f"the data source {type(self).__name__} gives no rows; read it with load_pairs.")
 
 
 SOURCES: Registry[Source] = Registry("data source", "repnoise.data.sources", Source)

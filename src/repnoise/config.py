@@ -1,0 +1,252 @@
+"""Recipes: one YAML file says everything about a study. No torch here.
+
+A recipe names the model, the data, one defence, attacks as grids, evaluations. `load_recipe` reports every error at
+once, each with its dotted field; `dump` writes every default out, and what it writes is itself a valid recipe.
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import re
+from collections.abc import Iterator, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from .errors import ConfigError
+
+RECIPES = resources.files("repnoise") / "recipes"
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Open(BaseModel):
+    """Keys that are not listed here belong to the plug-in; the plug-in checks them."""
+
+    model_config = ConfigDict(extra="allow")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+def _listed(value: Any) -> Any:
+    return value if isinstance(value, list) else [value]
+
+
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class DataConfig(Strict):
+    """Where pairs and rows come from. `name: sandbox` needs nothing else; `name: files` needs pairs and retain."""
+
+    name: Literal["sandbox", "files"] = "sandbox"
+    pairs: str | None = None
+    """Pairs for defence, attack and test (split by `sizes`), unless `attack` and `test` name sources of their own."""
+    attack: str | None = None
+    test: str | None = None
+    retain: str | None = None
+    """Harmless rows, split into retain rows and held-out test rows by `harmless_sizes`."""
+    harmless_test: str | None = None
+    sizes: dict[Literal["defence", "attack", "test"], float] = {"defence": 0.5, "attack": 0.25, "test": 0.25}
+    """Shares (sum 1) or numbers of pairs."""
+    harmless_sizes: dict[Literal["retain", "test"], float] = {"retain": 0.8, "test": 0.2}
+    fields: dict[str, str] | None = None
+    template: str = "auto"
+    max_length: Count = 256
+    allow_overlap: bool = False
+    """Overlap between defence, attack and test is refused unless this is set; it is recorded either way."""
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _complete(self) -> DataConfig:
+        missing = [key for key in ("pairs", "retain") if getattr(self, key) is None]
+        if self.name == "files" and missing:
+            raise ValueError(f"name: files also needs {' and '.join(missing)}, a path or hub:owner/name")
+        return self
+
+
+class DefenceConfig(Open):
+    """A defence by name, with its own options beside it, and `transformers.TrainingArguments` under `train`."""
+
+    name: str = "repnoise"
+    train: dict[str, Any] = {}
+    dtype: Literal["float32", "bfloat16"] | None = None
+
+
+class AttackConfig(Open):
+    """An attack by name; every list is an axis of the grid."""
+
+    name: str = "sft"
+    harm: Annotated[list[str] | None, BeforeValidator(lambda v: v if v is None else _listed(v))] = None
+    """Which of the data's harms to attack; null = all of them."""
+    learning_rate: Annotated[list[Positive], BeforeValidator(_listed)] = [3e-4]
+    steps: Annotated[list[Count], BeforeValidator(_listed)] = [100]
+    lora_rank: Annotated[list[Count | None], BeforeValidator(_listed)] = [None]
+    batch_size: Annotated[list[Count], BeforeValidator(_listed)] = [16]
+    seeds: Annotated[list[int], BeforeValidator(_listed)] = [0]
+    train: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> AttackConfig:
+        empty = [key for key in ("harm", "learning_rate", "steps", "lora_rank", "batch_size", "seeds") if getattr(self, key) == []]
+        if empty:
+            raise ValueError(f"{', '.join(empty)}: an empty list leaves no attack; give at least one value")
+        return self
+
+    def cells(self, harms: Sequence[str]) -> Iterator[dict[str, Any]]:
+        """Every combination of the axes, seeds innermost: the settings of one attack each, with `seed`."""
+        axes = itertools.product(
+            self.harm or harms, self.lora_rank, self.batch_size, self.steps, self.learning_rate, self.seeds
+        )
+        for harm, rank, batch, steps, rate, seed in axes:
+            yield {
+                "name": self.name,
+                "harm": harm,
+                "learning_rate": rate,
+                "steps": steps,
+                "lora_rank": rank,
+                "batch_size": batch,
+                **self.options,
+                "train": self.train,
+                "seed": seed,
+            }
+
+
+class Recipe(Strict):
+    """Everything about a study."""
+
+    study: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    about: str = ""
+    model: str
+    """sandbox:aligned, a hub id, a folder, or a GGUF file."""
+    dtype: Literal["float32", "bfloat16", "auto"] = "float32"
+    data: DataConfig = DataConfig()
+    defence: DefenceConfig = DefenceConfig()
+    attacks: Annotated[list[AttackConfig], Field(min_length=1)] = [AttackConfig()]
+    controls: list[Literal["ignorant", "random"]] = ["random"]
+    """Beside the undefended model, which is always attacked. "ignorant" exists in the sandbox only."""
+    evaluations: Annotated[list[str], Field(min_length=1)] = ["loss"]
+    curve: list[Annotated[int, Field(ge=0)]] = []
+    """Attack steps at which harm is measured on the way."""
+    keep_attacked_weights: bool = False
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _fits(self) -> Recipe:
+        if "ignorant" in self.controls and not self.model.startswith("sandbox:"):
+            raise ValueError("controls: an ignorant control exists for model: sandbox:... only; use [random]")
+        return self
+
+
+# ---- reading ----------------------------------------------------------------------------------------------------
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML whose 1e-4 is a number (YAML 1.1 wants 1.0e-4 and would read text)."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?$|^[-+]?\.(inf|Inf)$|^\.(nan|NaN)$"),
+    list("-+0123456789."),
+)
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where} is not YAML: {' '.join(str(error).split())}") from error
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that ship with the package."""
+    return sorted(entry.name.removesuffix(".yaml") for entry in RECIPES.iterdir() if entry.name.endswith(".yaml"))
+
+
+def recipe_text(name: str) -> str:
+    """The YAML of a shipped recipe, or of a file. A path wins if it looks like one."""
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise ConfigError(f"there is no recipe file {name}. Shipped recipes: {', '.join(recipe_names())}.")
+        try:
+            return path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"cannot read the recipe {name}: {error}") from error
+    if name not in recipe_names():
+        near = difflib.get_close_matches(name, recipe_names(), n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(
+            f"there is no recipe {name!r}.{hint} Shipped: {', '.join(recipe_names())}. A file of your own ends in .yaml."
+        )
+    return (RECIPES / f"{name}.yaml").read_text(encoding="utf-8")
+
+
+def raw_recipe(name: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The recipe as plain data, with `dotted.key=value` overrides (values are YAML) applied."""
+    raw = parse_yaml(recipe_text(name), name)
+    if not isinstance(raw, dict):
+        raise ConfigError(f"the recipe {name} must be a mapping of keys, got {type(raw).__name__}.")
+    for override in overrides:
+        _override(raw, override)
+    return raw
+
+
+def _override(raw: dict[str, Any], override: str) -> None:
+    key, sign, value = override.partition("=")
+    if not sign or not key:
+        raise ConfigError(f"{override!r} is not an override. Write dotted.key=value, for example defence.alpha=2.")
+    at: Any = raw
+    *parents, last = key.split(".")
+    for part in parents:
+        if isinstance(at, list) and part.isdigit() and int(part) < len(at):
+            at = at[int(part)]
+        elif isinstance(at, dict):
+            at = at.setdefault(part, {})
+        else:
+            raise ConfigError(f"{override!r}: there is nothing called {part!r} to go into in this recipe.")
+    parsed = parse_yaml(value, override)
+    if isinstance(at, dict):
+        at[last] = parsed
+    elif isinstance(at, list) and last.isdigit() and int(last) < len(at):
+        at[int(last)] = parsed
+    else:
+        raise ConfigError(f"{override!r}: {last!r} cannot be set there.")
+
+
+def check_recipe(raw: dict[str, Any]) -> tuple[Recipe | None, list[str]]:
+    """The recipe, or None and every structural error as `dotted.field: message`."""
+    try:
+        return Recipe.model_validate(raw), []
+    except ValidationError as error:
+        return None, [_explain(each) for each in error.errors()]
+
+
+def _explain(error: Any) -> str:
+    where = ".".join(str(part) for part in error["loc"] if "function" not in str(part)) or "recipe"
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "extra_forbidden":
+        model: Any = Recipe
+        for part in error["loc"][:-1]:
+            if isinstance(part, str) and part in getattr(model, "model_fields", {}):
+                model = model.model_fields[part].annotation
+        known = list(getattr(model, "model_fields", {}))
+        near = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
+        message = f"unknown key.{f' Did you mean {near[0]!r}?' if near else ''} Allowed: {', '.join(known)}"
+    elif error["type"] != "missing" and not isinstance(error["input"], dict | list):
+        message += f" (got {error['input']!r})"
+    return f"{where}: {message}"
+
+
+def dump(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as plain data with every default written out."""
+    return recipe.model_dump(mode="json")
