@@ -9,13 +9,13 @@ from __future__ import annotations
 import difflib
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, ValidationError, model_validator
 
 from .errors import ConfigError
 
@@ -40,25 +40,53 @@ def _listed(value: Any) -> Any:
     return value if isinstance(value, list) else [value]
 
 
+def _number(value: Any) -> Any:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        raise ValueError("must be a share (0.5) or a whole number of items (100), above 0")
+    return value
+
+
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
+Size = Annotated[int | float, PlainValidator(_number)]
+
+
+class SourceConfig(Strict):
+    """One source with settings of its own; in a recipe the bare `source` will do where there are none."""
+
+    source: str
+    """A path, `name:path` for a registered source, or `hub:owner/name`."""
+    split: str | None = None
+    limit: Count | None = None
+    fields: dict[str, str] | None = None
+    options: dict[str, Any] | None = None
+
+
+Source = Annotated[SourceConfig, BeforeValidator(lambda v: {"source": v} if isinstance(v, str) else v)]
+PARTS: dict[str, float] = {"defence": 0.5, "attack": 0.25, "test": 0.25}
+HARMLESS_PARTS: dict[str, float] = {"retain": 0.8, "test": 0.2}
 
 
 class DataConfig(Strict):
-    """Where pairs and rows come from. `name: sandbox` needs nothing else; `name: files` needs pairs and retain."""
+    """Where pairs and rows come from. `name: sandbox` needs nothing else; `name: files` needs pairs and retain.
+
+    `sizes` are shares (0.5) or numbers (100) of pairs; parts that name a source of their own have none there.
+    """
 
     name: Literal["sandbox", "files"] = "sandbox"
-    pairs: str | None = None
+    pairs: Source | None = None
     """Pairs for defence, attack and test (split by `sizes`), unless `attack` and `test` name sources of their own."""
-    attack: str | None = None
-    test: str | None = None
-    retain: str | None = None
+    attack: Source | None = None
+    test: Source | None = None
+    retain: Source | None = None
     """Harmless rows, split into retain rows and held-out test rows by `harmless_sizes`."""
-    harmless_test: str | None = None
-    sizes: dict[Literal["defence", "attack", "test"], float] = {"defence": 0.5, "attack": 0.25, "test": 0.25}
-    """Shares (sum 1) or numbers of pairs."""
-    harmless_sizes: dict[Literal["retain", "test"], float] = {"retain": 0.8, "test": 0.2}
+    harmless_test: Source | None = None
+    sizes: dict[Literal["defence", "attack", "test"], Size] = {}
+    harmless_sizes: dict[Literal["retain", "test"], Size] = {}
     fields: dict[str, str] | None = None
+    """Our name -> column, for sources of pairs that name no `fields` of their own."""
+    options: dict[str, Any] | None = None
+    """Options of the sources that name none of their own, for example {refusals: none} for decoding_trust."""
     template: str = "auto"
     max_length: Count = 256
     allow_overlap: bool = False
@@ -67,10 +95,36 @@ class DataConfig(Strict):
 
     @model_validator(mode="after")
     def _complete(self) -> DataConfig:
+        sources = ("pairs", "attack", "test", "retain", "harmless_test")
+        if self.name == "sandbox":
+            given = [key for key in (*sources, "sizes", "harmless_sizes", "fields", "options") if getattr(self, key)]
+            if given:
+                raise ValueError(f"name: sandbox brings its own data; drop {', '.join(given)} or set name: files")
+            return self
         missing = [key for key in ("pairs", "retain") if getattr(self, key) is None]
-        if self.name == "files" and missing:
+        if missing:
             raise ValueError(f"name: files also needs {' and '.join(missing)}, a path or hub:owner/name")
+        # written out, so that a resolved recipe says what was done
+        own = [part for part in ("attack", "test") if getattr(self, part) is not None]
+        self.sizes = _parts(self.sizes, PARTS, own, "sizes")
+        own = ["test"] if self.harmless_test is not None else []
+        self.harmless_sizes = _parts(self.harmless_sizes, HARMLESS_PARTS, own, "harmless_sizes")
         return self
+
+
+def _parts(given: Mapping[Any, Any], default: dict[str, float], own: Sequence[str], key: str) -> dict[Any, Any]:
+    """Sizes of the parts that are split off one source; shares of `default` where nothing is given."""
+    wanted = [part for part in default if part not in own]
+    if not given:
+        total = sum(default[part] for part in wanted)
+        return {part: round(default[part] / total, 6) for part in wanted}
+    wrong = [part for part in wanted if part not in given]
+    if wrong:
+        raise ValueError(f"{key} lacks {', '.join(wrong)}; give every part: {', '.join(wanted)}")
+    twice = [part for part in own if part in given]
+    if twice:
+        raise ValueError(f"{key} names {', '.join(twice)}, which has a source of its own; drop one of the two")
+    return dict(given)
 
 
 class DefenceConfig(Open):
@@ -141,8 +195,13 @@ class Recipe(Strict):
 
     @model_validator(mode="after")
     def _fits(self) -> Recipe:
+        wrong = []
         if "ignorant" in self.controls and not self.model.startswith("sandbox:"):
-            raise ValueError("controls: an ignorant control exists for model: sandbox:... only; use [random]")
+            wrong.append("controls: an ignorant control exists for model: sandbox:... only; use [random]")
+        if "sandbox" in self.evaluations and self.data.name != "sandbox":
+            wrong.append("evaluations: sandbox asks about data.name: sandbox only; use [loss]")
+        if wrong:
+            raise ValueError("; ".join(wrong))
         return self
 
 
@@ -150,7 +209,14 @@ class Recipe(Strict):
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML whose 1e-4 is a number (YAML 1.1 wants 1.0e-4 and would read text)."""
+    """YAML whose 1e-4 is a number (YAML 1.1 wants 1.0e-4 and would read text) and that refuses a key given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        twice = sorted({str(key) for key in keys if keys.count(key) > 1})
+        if twice:
+            raise yaml.constructor.ConstructorError(None, None, f"{', '.join(twice)} given twice", node.start_mark)
+        return super().construct_mapping(node, deep=deep)
 
 
 _Loader.add_implicit_resolver(
@@ -207,20 +273,29 @@ def _override(raw: dict[str, Any], override: str) -> None:
         raise ConfigError(f"{override!r} is not an override. Write dotted.key=value, for example defence.alpha=2.")
     at: Any = raw
     *parents, last = key.split(".")
-    for part in parents:
+    for depth, part in enumerate(parents):
         if isinstance(at, list) and part.isdigit() and int(part) < len(at):
             at = at[int(part)]
         elif isinstance(at, dict):
-            at = at.setdefault(part, {})
+            if at.get(part) is None:
+                at[part] = {}
+            at = at[part]
         else:
-            raise ConfigError(f"{override!r}: there is nothing called {part!r} to go into in this recipe.")
-    parsed = parse_yaml(value, override)
+            raise ConfigError(_dead_end(override, at, parents[:depth], part))
+    parsed = parse_yaml(value, f"the value of {override!r}")
     if isinstance(at, dict):
         at[last] = parsed
     elif isinstance(at, list) and last.isdigit() and int(last) < len(at):
         at[int(last)] = parsed
     else:
-        raise ConfigError(f"{override!r}: {last!r} cannot be set there.")
+        raise ConfigError(_dead_end(override, at, parents, last))
+
+
+def _dead_end(override: str, at: Any, path: Sequence[str], part: str) -> str:
+    where = ".".join(path)
+    if isinstance(at, list):
+        return f"{override!r}: {where} is a list of {len(at)}, so {part!r} must be a number from 0 to {len(at) - 1}."
+    return f"{override!r}: {where} is a plain value ({type(at).__name__}) and has no {part!r}. Set {where} itself."
 
 
 def check_recipe(raw: dict[str, Any]) -> tuple[Recipe | None, list[str]]:
@@ -235,16 +310,29 @@ def _explain(error: Any) -> str:
     where = ".".join(str(part) for part in error["loc"] if "function" not in str(part)) or "recipe"
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
-        model: Any = Recipe
-        for part in error["loc"][:-1]:
-            if isinstance(part, str) and part in getattr(model, "model_fields", {}):
-                model = model.model_fields[part].annotation
-        known = list(getattr(model, "model_fields", {}))
-        near = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
-        message = f"unknown key.{f' Did you mean {near[0]!r}?' if near else ''} Allowed: {', '.join(known)}"
-    elif error["type"] != "missing" and not isinstance(error["input"], dict | list):
+        message = unknown_key(str(error["loc"][-1]), _keys(error["loc"][:-1]))
+    elif error["type"] == "missing":
+        message = "is required and not there"
+    elif not isinstance(error["input"], dict | list):
         message += f" (got {error['input']!r})"
     return f"{where}: {message}"
+
+
+def unknown_key(key: str, allowed: Sequence[str]) -> str:
+    near = difflib.get_close_matches(key, allowed, n=1)
+    return f"unknown key.{f' Did you mean {near[0]!r}?' if near else ''} Allowed: {', '.join(allowed)}"
+
+
+def _keys(path: Sequence[Any]) -> list[str]:
+    """Keys of the model that stands at `path` in a recipe."""
+    model: Any = Recipe
+    for part in path:
+        if isinstance(part, str) and part in getattr(model, "model_fields", {}):
+            found = model.model_fields[part].annotation
+            inner = [found, *get_args(found)]
+            inner += [each for one in get_args(found) for each in get_args(one)]  # Optional[Annotated[Model, ...]]
+            model = next((each for each in inner if hasattr(each, "model_fields")), found)
+    return list(getattr(model, "model_fields", {}))
 
 
 def dump(recipe: Recipe) -> dict[str, Any]:

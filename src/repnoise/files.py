@@ -208,13 +208,13 @@ def _holder(path: Path) -> dict[str, Any]:
 
 def _is_alive(holder: Mapping[str, Any]) -> bool:
     pid = holder.get("pid")
-    if not isinstance(pid, int):
+    if not isinstance(pid, int) or pid < 1:
         return False  # empty or damaged: its writer died between creating and filling it
-    if holder.get("host") != platform.node():
-        return True  # cannot be asked from here
+    if holder.get("host") != platform.node() or os.name == "nt":
+        return True  # cannot be asked from here (and on Windows signal 0 is Ctrl-C)
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except OSError:
         pass

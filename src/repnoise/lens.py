@@ -91,7 +91,7 @@ def lens_cross_entropy(
 def choose_layers(count: int, k: int, generator: torch.Generator | None = None) -> list[int]:
     """k of the layers 0..count-1, uniform without replacement, sorted.
 
-    The mean cross-entropy over a fresh choice at every step has the mean over all layers as its expectation, at
+    The mean cross-entropy over a fresh choice at every step has the mean over all layers as expectation, at
     k / count of the cost (its log is biased downwards a little: Jensen).
     """
     if not 1 <= k <= count:

@@ -59,7 +59,7 @@ def write_model(
     name: str | None = None,
     recipe: Mapping[str, Any] | None = None,
 ) -> Run:
-    """One model with `before` rows and every attack x seed; `harm` gives the final value (None writes no row)."""
+    """One model with `before` rows and every attack x seed; `harm` gives the final value (None: no row)."""
     run = Run(folder)
     hash = canonical_hash([folder.name, stage])
     rows = list(before) or [row("stability", 1.0), row("over_refusal", 0.02)]

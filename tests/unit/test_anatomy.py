@@ -22,7 +22,7 @@ from repnoise.models import (
 )
 
 IDS = torch.randint(3, VOCAB, (2, 9), generator=torch.Generator().manual_seed(0))
-# families whose block adds the MLP output, and nothing else after it, to the residual stream (scaled in Granite)
+# families whose block adds the MLP output as it is, and nothing after it, to the residual stream
 MLP_IS_ADDED_AS_IT_IS = {
     *("llama", "llama_tied", "mistral", "qwen2", "qwen3", "gpt2", "gpt_neox", "gpt_neox_sequential", "opt"),
     *("phi", "phi3", "smollm3", "cohere", "mixtral", "qwen3_moe"),
@@ -118,6 +118,7 @@ def test_scale_and_softcap_come_from_the_config(make_model):
     assert len(anatomy(make_model("opt")).final) == 1  # the norm alone
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # inside torch.compile
 def test_wrapped_models_are_unwrapped(make_model):
     model = make_model("llama")
     layers = anatomy(model).layers

@@ -60,8 +60,11 @@ def test_checkpointing_gives_the_same_gradients(family, backward_inside, make_mo
         torch.testing.assert_close(found[name], expected[name], rtol=1e-9, atol=1e-12, msg=name)
 
 
-def test_the_recomputation_does_not_replace_what_was_captured(make_model):
-    model = make_model("llama").train()
+@pytest.mark.parametrize(
+    "name", ["llama", "gemma2"]
+)  # only Gemma's recomputation gets as far as the MLP hook
+def test_the_recomputation_does_not_replace_what_was_captured(name, make_model):
+    model = make_model(name).train()
     checkpoint(model, use_reentrant=False)
     with capture(model) as seen:
         loss = model(IDS, use_cache=False).logits.sum()
@@ -144,6 +147,8 @@ def test_the_latest_pass_counts_and_a_broken_one_leaves_no_mixture(make_model):
         block.__exit__(None, None, None)
     with pytest.raises(RunError, match=r"indices \[1, 2\]"):
         _ = seen.mlp
+    with pytest.raises(RunError, match=r"indices \[2, 3\]"):
+        _ = seen.residual
 
 
 def test_no_forward_pass_is_an_error_at_access_and_at_exit(make_model):

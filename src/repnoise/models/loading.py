@@ -140,7 +140,8 @@ def check_fits(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> No
     if needed > rows:
         raise ModelError(
             f"The tokenizer does not fit the model: it has {needed} tokens, the model embeds {rows}.\n"
-            f"Allowed: at most {rows}. Next step: use the tokenizer that came with the model."
+            f"Allowed: at most {rows}. Next step: use the tokenizer that came with the model (for a GGUF the "
+            "one of the original folder: transformers may add a token to the GGUF's own)."
         )
 
 

@@ -94,7 +94,12 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        num=_num, est=_est, words=lambda text: str(text).replace("_", " "), short=_short
+        detail=_detail,
+        mean=_mean,
+        num=_num,
+        est=_est,
+        words=lambda text: str(text).replace("_", " "),
+        short=_short,
     )
     return environment
 
@@ -105,6 +110,16 @@ def _num(value: float | None, digits: int = 2) -> str:
 
 def _est(estimate: Mapping[str, Any] | None) -> str:
     return "–" if estimate is None else number(estimate)
+
+
+def _detail(text: str, status: str) -> str:
+    """A claim without its status, which the badge beside it says."""
+    rest = text.removeprefix(status).lstrip(": ")
+    return rest[:1].upper() + rest[1:]
+
+
+def _mean(estimate: Mapping[str, Any] | None) -> str:
+    return "–" if estimate is None else _num(estimate["mean"])
 
 
 def _short(label: str, harm: str | None = None) -> str:

@@ -7,9 +7,8 @@ from typing import Any
 
 from repnoise.report.statistics import as_dict, mean_interval, paired_difference
 from repnoise.report.study import CONTROLS, Attacked, Model, Study, curve, label, varying
-from repnoise.report.verdict import BROKEN_ABOVE, EPSILON
+from repnoise.report.verdict import BROKEN_ABOVE, EPSILON, VOID_BELOW
 
-VOID_BELOW = 0.1  # gain of the undefended model over the floor
 DEGENERATE_ABOVE = 0.5  # share of collapsed or empty answers after the attack
 
 
@@ -74,6 +73,7 @@ def labels_of(study: Study) -> dict[str, str]:
 def _order(a: Attacked) -> tuple[Any, ...]:
     s = a.settings
     return (
+        a.harm != "knowledge",
         a.harm,
         bool(s.get("lora_rank")),
         str(s.get("name")),

@@ -91,3 +91,26 @@ def paired_difference(a: Sequence[float], b: Sequence[float]) -> Interval:
             f"A paired difference needs two lists of one length, got {first.size} and {second.size}."
         )
     return mean_interval(list(first - second))
+
+
+def ratio_bootstrap(
+    numerators: Sequence[float], denominators: Sequence[float], seed: int = 0, resamples: int = 2000
+) -> Interval:
+    """sum(numerators) / sum(denominators) with a 95 % percentile interval over items, n items.
+
+    The loss per token of rows of different lengths is such a ratio: rows are resampled, not tokens.
+    """
+    top, bottom = _sample(numerators, "ratio_bootstrap"), _sample(denominators, "ratio_bootstrap")
+    value = float(top.sum() / bottom.sum())
+    if len(top) < 2:
+        return Interval(value, None, None, len(top))
+    found = stats.bootstrap(
+        (top, bottom),
+        lambda a, b, axis: a.sum(axis=axis) / b.sum(axis=axis),
+        paired=True,
+        vectorized=True,
+        n_resamples=resamples,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return Interval(value, float(found.low), float(found.high), len(top))

@@ -173,6 +173,12 @@ def load(study: Path) -> Study:
             result.defences.append(model)
         else:
             result.controls[role] = model
+    for model in list(result.defences):
+        parent, base = model.manifest.get("parent"), result.base and result.base.manifest.get("hash")
+        if parent and base and parent != base:
+            where = model.folder.name
+            result.problems.append(f"{where}: stale, base/ is another ({parent}, {base})")
+            result.defences.remove(model)
     result.defences.sort(key=lambda m: (str(m.manifest.get("started")), m.folder.name))
     names = [model.name for model in result.defences]
     for model in result.defences:
@@ -206,6 +212,12 @@ def _manifest(folder: Path, study: Study, parent: Mapping[str, Any] | None = Non
     return manifest
 
 
+def _measured_by(harm: str, rows: Sequence[Row]) -> str:
+    """The metric that shows this harm: its own name, else its loss ("harmful" without a judge)."""
+    metrics = {row["metric"] for row in rows}
+    return f"{harm}_loss" if harm not in metrics and f"{harm}_loss" in metrics else harm
+
+
 def _attacks(model: Model, study: Study) -> list[Attacked]:
     found: dict[tuple[str, int], tuple[str, Attacked]] = {}
     root = model.folder / "attacks"
@@ -223,7 +235,7 @@ def _attacks(model: Model, study: Study) -> list[Attacked]:
         harms = settings.get("harm") or LOSS_HARM
         rows = Run(folder).read_rows()
         for harm in harms.split("+") if isinstance(harms, str) else harms:
-            one = Attacked(settings, harm, arguments["seed"], rows, folder)
+            one = Attacked(settings, _measured_by(harm, rows), arguments["seed"], rows, folder)
             finished = str(manifest.get("finished"))
             old = found.get((one.key, one.seed))
             if old is not None:

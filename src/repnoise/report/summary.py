@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from repnoise.errors import RunError
-from repnoise.report.resistance import VOID_BELOW, curves_of, groups_of, labels_of, mean_over, resistance
+from repnoise.report.resistance import curves_of, groups_of, labels_of, mean_over, resistance
 from repnoise.report.statistics import as_dict, mean_interval
 from repnoise.report.study import CONTROLS, LOSS_HARM, Attacked, Model, Study, load
-from repnoise.report.verdict import EPSILON, verdict
+from repnoise.report.verdict import EPSILON, VOID_BELOW, verdict
 from repnoise.runs import SCHEMA
 
 LOSS_METRICS = ("harmful_loss", "harmless_loss", "refusal_rate", "degenerate_rate")
@@ -103,11 +103,10 @@ def _withheld(study: Study, model: Model, missing: dict[str, str]) -> dict[str, 
     found: dict[str, dict[str, Any]] = {}
     labels = labels_of(study)
     for key, group in groups_of(model).items():
-        categories = {
-            r["category"] for a in group for r in a.rows if r["metric"] == "withheld" and r.get("category")
-        }
-        for category in sorted(categories):
-            trios = [_trio(study, a, category) for a in group]
+        categories = {r.get("category") for a in group for r in a.rows if r["metric"] == "withheld"}
+        for each in sorted(categories, key=str):
+            category = each or "withheld"  # rows over the whole withheld set name no category
+            trios = [_trio(study, a, each) for a in group]
             cells = [t for t in trios if t["defended"] is not None]
             if not cells:
                 continue
@@ -125,7 +124,7 @@ def _withheld(study: Study, model: Model, missing: dict[str, str]) -> dict[str, 
             if category not in found or _rank(result) > _rank(found[category]):
                 found[category] = result
     if not found:
-        missing["generalisation.withheld"] = "no row of metric 'withheld' with a category after an attack"
+        missing["generalisation.withheld"] = "no row of metric 'withheld' after an attack"
     return found or None
 
 
@@ -134,7 +133,7 @@ def _rank(entry: Mapping[str, Any]) -> tuple[bool, float]:
     return valid, entry["head_start"] if valid else entry["defended"]
 
 
-def _trio(study: Study, a: Attacked, category: str) -> dict[str, float | None]:
+def _trio(study: Study, a: Attacked, category: str | None) -> dict[str, float | None]:
     def value(model: Model | None) -> float | None:
         one = model.attack(a.key, a.seed) if model else None
         found = one.final("withheld", category) if one else None

