@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+import traceback
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .errors import RepNoiseError, RunError
+from .errors import ConfigError, RepNoiseError, RunError
 
 if TYPE_CHECKING:
     from .pipeline import Study
 
 app = typer.Typer(
     name="repnoise",
-    help="Immunise open-weight language models against harmful fine-tuning, attack them, and measure what holds.",
+    help="Immunise open-weight language models against harmful fine-tuning, attack them, measure what holds.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
@@ -29,21 +32,39 @@ app.add_typer(recipes_app, name="recipes")
 app.add_typer(sandbox_app, name="sandbox")
 
 RecipeArgument = Annotated[
-    str, typer.Argument(help="A shipped recipe (see `repnoise recipes ls`) or a .yaml file.", show_default=False)
+    str,
+    typer.Argument(help="A shipped recipe (see `repnoise recipes ls`) or a .yaml file.", show_default=False),
 ]
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="Changes to the recipe: dotted.key=value.", show_default=False)
 ]
 Out = Annotated[
-    Path | None, typer.Option("--out", "-o", help="Study folder. Default: studies/<study name>.", show_default=False)
+    Path | None,
+    typer.Option("--out", "-o", help="Study folder. Default: studies/<study name>.", show_default=False),
 ]
-Jobs = Annotated[int, typer.Option("--jobs", "-j", min=1, help="Attacks that run at a time, sharing the cores.")]
+Jobs = Annotated[
+    int, typer.Option("--jobs", "-j", min=1, help="Attacks that run at a time, sharing the cores.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, nothing else there.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
 
 
+_at_end = ExitStack()  # what `main` undoes
+
+
 def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
+
+
+def _hide_loading_bars() -> None:
+    """No bar for each model that transformers loads or saves; downloads and our own stages keep theirs."""
+    from huggingface_hub.utils import enable_progress_bars
+    from transformers.utils import logging
+
+    if logging.is_progress_bar_enabled():
+        logging.disable_progress_bar()
+        enable_progress_bars()
+        _at_end.callback(logging.enable_progress_bar)
 
 
 def _print(result: dict[str, Any], as_json: bool, lines: Callable[[], str] | None = None) -> None:
@@ -56,20 +77,27 @@ def _print(result: dict[str, Any], as_json: bool, lines: Callable[[], str] | Non
 def _study(recipe: str, overrides: list[str] | None, out: Path | None, quiet: bool) -> Study:
     from .pipeline import Study, resolve
 
+    _hide_loading_bars()
     resolved = resolve(recipe, overrides or [])
-    return Study(resolved, out or Path("studies") / resolved.study, _say, quiet=quiet)
+    folder = out or Path("studies") / resolved.study
+    above = next((path for path in (folder, *folder.parents) if path.exists()), folder)
+    if not above.is_dir():
+        raise ConfigError(f"--out {folder}: {above} is a file. Allowed: a folder, new or of an earlier run.")
+    return Study(resolved, folder, _say, quiet=quiet)
 
 
-def _outcome(folder: Path) -> dict[str, Any]:
+def _outcome(folder: Path, defence: Path | None = None) -> dict[str, Any]:
+    """What a summary says of the defence in the folder `defence`, by default of the study's main one."""
     from .runs import read_json
 
     summary = read_json(folder / "summary.json")
-    resistance = summary.get("resistance") or {}
+    several = summary.get("defences", {})
+    about = several.get(defence.name, summary) if defence else summary
     return {
         "study": summary["study"],
-        "worst_head_start": resistance.get("worst_head_start"),
-        "stability": summary.get("stability"),
-        "verdict": summary.get("verdict"),
+        "worst_head_start": (about.get("resistance") or {}).get("worst_head_start"),
+        "stability": about.get("stability"),
+        "verdict": about.get("verdict"),
         "summary": str(folder / "summary.json"),
         "report": str(folder / "report.html"),
     }
@@ -78,14 +106,14 @@ def _outcome(folder: Path) -> dict[str, Any]:
 def _outcome_text(result: dict[str, Any]) -> str:
     worst = result["worst_head_start"]
     lines = ["worst head start: " + ("not measured" if worst is None else f"{worst:.2f}")]
-    lines += [f"  {claim['claim']}: {claim['status']}" for claim in (result["verdict"] or {}).get("claims", [])]
+    lines += [
+        f"  {claim['claim']}: {claim['status']}" for claim in (result["verdict"] or {}).get("claims", [])
+    ]
     return "\n".join([*lines, f"report: {result['report']}"])
 
 
 @app.command()
-def demo(
-    out: Out = None, jobs: Jobs = 2, quiet: Quiet = False, as_json: AsJson = False
-) -> None:
+def demo(out: Out = None, jobs: Jobs = 2, quiet: Quiet = False, as_json: AsJson = False) -> None:
     """The whole loop on the sandbox: offline, on the CPU, in minutes.
 
     Example: repnoise demo --out studies/demo
@@ -122,13 +150,17 @@ def _run(
     from .pipeline import run as run_study
 
     run_study(study.recipe, study.folder, jobs=jobs, say=_say, quiet=quiet)
-    result = _outcome(study.folder)
+    result = _outcome(study.folder, study.defended().run.path)
     _print(result, as_json, lambda: _outcome_text(result))
 
 
 @app.command()
 def defend(
-    recipe: RecipeArgument, overrides: Overrides = None, out: Out = None, quiet: Quiet = False, as_json: AsJson = False
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    out: Out = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
 ) -> None:
     """Train the recipe's defence and measure it before any attack.
 
@@ -164,7 +196,11 @@ def attack(
 
 @app.command()
 def evaluate(
-    recipe: RecipeArgument, overrides: Overrides = None, out: Out = None, quiet: Quiet = False, as_json: AsJson = False
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    out: Out = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
 ) -> None:
     """Measure the undefended model and the controls as they are, without any attack.
 
@@ -189,7 +225,8 @@ def evaluate(
 
 @app.command()
 def report(
-    study: Annotated[Path, typer.Argument(help="A study folder.", show_default=False)], as_json: AsJson = False
+    study: Annotated[Path, typer.Argument(help="A study folder.", show_default=False)],
+    as_json: AsJson = False,
 ) -> None:
     """Write summary.json, table.csv and report.html from the rows of a study.
 
@@ -197,6 +234,10 @@ def report(
     """
     from .report import write_report
 
+    if not study.is_dir():
+        raise ConfigError(
+            f"there is no study folder {study}. Give the --out folder of an earlier `repnoise run`."
+        )
     write_report(study)
     result = _outcome(study)
     _print(result, as_json, lambda: _outcome_text(result))
@@ -204,7 +245,10 @@ def report(
 
 @recipes_app.command("ls")
 def recipes_ls(as_json: AsJson = False) -> None:
-    """What exists."""
+    """What exists.
+
+    Example: repnoise recipes ls
+    """
     from .config import raw_recipe, recipe_names
 
     found = {name: str(raw_recipe(name).get("about", "")).strip() for name in recipe_names()}
@@ -212,9 +256,7 @@ def recipes_ls(as_json: AsJson = False) -> None:
 
 
 @recipes_app.command("show")
-def recipes_show(
-    recipe: RecipeArgument, overrides: Overrides = None, as_json: AsJson = False
-) -> None:
+def recipes_show(recipe: RecipeArgument, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Print a recipe with every default written out.
 
     Example: repnoise recipes show sandbox defence.alpha=2
@@ -239,7 +281,6 @@ def recipes_cp(
     Example: repnoise recipes cp sandbox mine.yaml
     """
     from .config import recipe_text
-    from .errors import ConfigError
     from .runs import write_text
 
     if to.suffix not in (".yaml", ".yml"):
@@ -264,7 +305,9 @@ def recipes_validate(recipe: RecipeArgument, overrides: Overrides = None, as_jso
 
 @sandbox_app.command("build")
 def sandbox_build(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the two models.")] = Path("sandbox-weights"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the two models.")] = Path(
+        "sandbox-weights"
+    ),
     seed: Annotated[int, typer.Option(help="Seed of initial weights and order.")] = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -274,7 +317,8 @@ def sandbox_build(
     """
     from .sandbox.build import KINDS, build
 
-    found = {}
+    _hide_loading_bars()
+    found: dict[str, Any] = {}
     for kind in KINDS:
         if (out / kind / "config.json").exists():
             _say(f"{out / kind}: done before, kept")
@@ -285,25 +329,52 @@ def sandbox_build(
     _print(found, as_json)
 
 
+INTERRUPTED = "interrupted. What was finished is kept; run the same command again to go on."
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; the return value is the exit code: 0 done, 1 a stage failed, 2 wrong input."""
+    """Run the command line; the return value is the exit code: 0 done, 1 a stage failed, 2 wrong input.
+
+    With REPNOISE_TRACEBACK=1 in the environment errors come with their traceback.
+    """
     try:
-        app(args=arguments, standalone_mode=False)
-    except RepNoiseError as error:
-        _say(f"repnoise: {error}")
-        return error.exit_code
-    except KeyboardInterrupt:
-        _say("repnoise: interrupted. What was finished is kept; run the same command again to go on.")
+        with _at_end:
+            code = app(args=arguments, prog_name="repnoise", standalone_mode=False) or 0
+            if code == 130:  # what newer versions of typer make of KeyboardInterrupt, older ones of Abort
+                raise KeyboardInterrupt
+    except (KeyboardInterrupt, typer.Abort):
+        _say(f"repnoise: {INTERRUPTED}")
         return RunError.exit_code
     except typer.Exit as stop:
         return stop.exit_code
+    except BrokenPipeError:  # `repnoise recipes ls | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return RunError.exit_code
     except Exception as error:
-        import click
+        return _explain(error)
+    return int(code)
 
-        if isinstance(error, click.ClickException):
-            error.show(file=sys.stderr)
-            return 2
-        if isinstance(error, click.exceptions.Abort):
-            return RunError.exit_code
-        raise
-    return 0
+
+def _explain(error: Exception) -> int:
+    """Print an error on stderr and give its exit code."""
+    if os.environ.get("REPNOISE_TRACEBACK"):
+        traceback.print_exception(error)
+    if isinstance(error, RepNoiseError):
+        _say(f"repnoise: {error}")
+        return error.exit_code
+    if hasattr(
+        error, "format_message"
+    ):  # a usage error; typer brings its own copy of click, or uses the real one
+        context = getattr(error, "ctx", None)
+        if context is None:
+            _say(f"repnoise: {error.format_message()}")
+        else:
+            what = error.format_message() or f"{context.command_path}: a command is missing."
+            _say(f"repnoise: {what}\n{context.get_usage()}\nTry `{context.command_path} --help`.")
+        return ConfigError.exit_code
+    what = " ".join(f"{type(error).__name__}: {error}".split())
+    step = "Set REPNOISE_TRACEBACK=1 to see where."
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        step = "Out of memory: lower train.per_device_train_batch_size, batch_size or data.max_length."
+    _say(f"repnoise: a stage failed unexpectedly: {what[:1000]}\nWhat was finished is kept. {step}")
+    return RunError.exit_code

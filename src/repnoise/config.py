@@ -1,7 +1,7 @@
 """Recipes: one YAML file says everything about a study. No torch here.
 
-A recipe names the model, the data, one defence, attacks as grids, evaluations. `load_recipe` reports every error at
-once, each with its dotted field; `dump` writes every default out, and what it writes is itself a valid recipe.
+A recipe names the model, the data, one defence, attacks as grids, evaluations. `check_recipe` finds every
+error, each with its dotted field; `dump` writes every default out, and what it writes is itself a recipe.
 """
 
 from __future__ import annotations
@@ -15,7 +15,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    ValidationError,
+    model_validator,
+)
 
 from .errors import ConfigError
 
@@ -68,14 +76,14 @@ HARMLESS_PARTS: dict[str, float] = {"retain": 0.8, "test": 0.2}
 
 
 class DataConfig(Strict):
-    """Where pairs and rows come from. `name: sandbox` needs nothing else; `name: files` needs pairs and retain.
+    """Where pairs and rows come from. `name: sandbox` needs nothing else, `name: files` pairs and retain.
 
     `sizes` are shares (0.5) or numbers (100) of pairs; parts that name a source of their own have none there.
     """
 
     name: Literal["sandbox", "files"] = "sandbox"
     pairs: Source | None = None
-    """Pairs for defence, attack and test (split by `sizes`), unless `attack` and `test` name sources of their own."""
+    """Pairs for defence, attack and test, split by `sizes`; `attack` and `test` may name their own."""
     attack: Source | None = None
     test: Source | None = None
     retain: Source | None = None
@@ -97,9 +105,15 @@ class DataConfig(Strict):
     def _complete(self) -> DataConfig:
         sources = ("pairs", "attack", "test", "retain", "harmless_test")
         if self.name == "sandbox":
-            given = [key for key in (*sources, "sizes", "harmless_sizes", "fields", "options") if getattr(self, key)]
+            given = [
+                key
+                for key in (*sources, "sizes", "harmless_sizes", "fields", "options")
+                if getattr(self, key)
+            ]
             if given:
-                raise ValueError(f"name: sandbox brings its own data; drop {', '.join(given)} or set name: files")
+                raise ValueError(
+                    f"name: sandbox brings its own data; drop {', '.join(given)} or set name: files"
+                )
             return self
         missing = [key for key in ("pairs", "retain") if getattr(self, key) is None]
         if missing:
@@ -112,7 +126,9 @@ class DataConfig(Strict):
         return self
 
 
-def _parts(given: Mapping[Any, Any], default: dict[str, float], own: Sequence[str], key: str) -> dict[Any, Any]:
+def _parts(
+    given: Mapping[Any, Any], default: dict[str, float], own: Sequence[str], key: str
+) -> dict[Any, Any]:
     """Sizes of the parts that are split off one source; shares of `default` where nothing is given."""
     wanted = [part for part in default if part not in own]
     if not given:
@@ -123,12 +139,14 @@ def _parts(given: Mapping[Any, Any], default: dict[str, float], own: Sequence[st
         raise ValueError(f"{key} lacks {', '.join(wrong)}; give every part: {', '.join(wanted)}")
     twice = [part for part in own if part in given]
     if twice:
-        raise ValueError(f"{key} names {', '.join(twice)}, which has a source of its own; drop one of the two")
+        raise ValueError(
+            f"{key} names {', '.join(twice)}, which has a source of its own; drop one of the two"
+        )
     return dict(given)
 
 
 class DefenceConfig(Open):
-    """A defence by name, with its own options beside it, and `transformers.TrainingArguments` under `train`."""
+    """A defence by name, its own options beside it, and `transformers.TrainingArguments` under `train`."""
 
     name: str = "repnoise"
     train: dict[str, Any] = {}
@@ -150,7 +168,11 @@ class AttackConfig(Open):
 
     @model_validator(mode="after")
     def _not_empty(self) -> AttackConfig:
-        empty = [key for key in ("harm", "learning_rate", "steps", "lora_rank", "batch_size", "seeds") if getattr(self, key) == []]
+        empty = [
+            key
+            for key in ("harm", "learning_rate", "steps", "lora_rank", "batch_size", "seeds")
+            if getattr(self, key) == []
+        ]
         if empty:
             raise ValueError(f"{', '.join(empty)}: an empty list leaves no attack; give at least one value")
         return self
@@ -205,17 +227,19 @@ class Recipe(Strict):
         return self
 
 
-# ---- reading ----------------------------------------------------------------------------------------------------
+# ---- reading -----------------------------------------------------------------------------------------------
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML whose 1e-4 is a number (YAML 1.1 wants 1.0e-4 and would read text) and that refuses a key given twice."""
+    """YAML whose 1e-4 is a number (YAML 1.1 wants 1.0e-4), and that refuses a key given twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value]
         twice = sorted({str(key) for key in keys if keys.count(key) > 1})
         if twice:
-            raise yaml.constructor.ConstructorError(None, None, f"{', '.join(twice)} given twice", node.start_mark)
+            raise yaml.constructor.ConstructorError(
+                None, None, f"{', '.join(twice)} given twice", node.start_mark
+            )
         return super().construct_mapping(node, deep=deep)
 
 
@@ -235,7 +259,9 @@ def parse_yaml(text: str, where: str) -> Any:
 
 def recipe_names() -> list[str]:
     """Names of the recipes that ship with the package."""
-    return sorted(entry.name.removesuffix(".yaml") for entry in RECIPES.iterdir() if entry.name.endswith(".yaml"))
+    return sorted(
+        entry.name.removesuffix(".yaml") for entry in RECIPES.iterdir() if entry.name.endswith(".yaml")
+    )
 
 
 def recipe_text(name: str) -> str:
@@ -243,7 +269,9 @@ def recipe_text(name: str) -> str:
     path = Path(name)
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
-            raise ConfigError(f"there is no recipe file {name}. Shipped recipes: {', '.join(recipe_names())}.")
+            raise ConfigError(
+                f"there is no recipe file {name}. Shipped recipes: {', '.join(recipe_names())}."
+            )
         try:
             return path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
@@ -252,7 +280,8 @@ def recipe_text(name: str) -> str:
         near = difflib.get_close_matches(name, recipe_names(), n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ConfigError(
-            f"there is no recipe {name!r}.{hint} Shipped: {', '.join(recipe_names())}. A file of your own ends in .yaml."
+            f"there is no recipe {name!r}.{hint} Shipped: {', '.join(recipe_names())}."
+            " A file of your own ends in .yaml."
         )
     return (RECIPES / f"{name}.yaml").read_text(encoding="utf-8")
 
@@ -270,7 +299,9 @@ def raw_recipe(name: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
 def _override(raw: dict[str, Any], override: str) -> None:
     key, sign, value = override.partition("=")
     if not sign or not key:
-        raise ConfigError(f"{override!r} is not an override. Write dotted.key=value, for example defence.alpha=2.")
+        raise ConfigError(
+            f"{override!r} is not an override. Write dotted.key=value, for example defence.alpha=2."
+        )
     at: Any = raw
     *parents, last = key.split(".")
     for depth, part in enumerate(parents):
@@ -294,8 +325,8 @@ def _override(raw: dict[str, Any], override: str) -> None:
 def _dead_end(override: str, at: Any, path: Sequence[str], part: str) -> str:
     where = ".".join(path)
     if isinstance(at, list):
-        return f"{override!r}: {where} is a list of {len(at)}, so {part!r} must be a number from 0 to {len(at) - 1}."
-    return f"{override!r}: {where} is a plain value ({type(at).__name__}) and has no {part!r}. Set {where} itself."
+        return f"{override!r}: {where} is a list; instead of {part!r} give a number from 0 to {len(at) - 1}."
+    return f"{override!r}: {where} is a plain value and has no {part!r}. Set {where} itself."
 
 
 def check_recipe(raw: dict[str, Any]) -> tuple[Recipe | None, list[str]]:
@@ -330,7 +361,9 @@ def _keys(path: Sequence[Any]) -> list[str]:
         if isinstance(part, str) and part in getattr(model, "model_fields", {}):
             found = model.model_fields[part].annotation
             inner = [found, *get_args(found)]
-            inner += [each for one in get_args(found) for each in get_args(one)]  # Optional[Annotated[Model, ...]]
+            inner += [
+                each for one in get_args(found) for each in get_args(one)
+            ]  # Optional[Annotated[Model, ...]]
             model = next((each for each in inner if hasattr(each, "model_fields")), found)
     return list(getattr(model, "model_fields", {}))
 

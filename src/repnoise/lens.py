@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 from .errors import ConfigError, DataError
 from .losses import answer_tokens, precise
 
-CHUNK_BYTES = 64 * 2**20
+CHUNK_BYTES = 16 * 2**20
 
 
 class Readout(Protocol):
@@ -53,7 +53,7 @@ def lens_cross_entropy(
         labels: (B, T) int64, unshifted, -100 = not trained.
         anatomy: `models.anatomy.anatomy(model)`.
         denominator: replaces the number of answer tokens, as in `losses.masked_cross_entropy`.
-        chunk_tokens: hidden states that go through the head at a time. Default: float32 logits of 64 MiB, or,
+        chunk_tokens: hidden states that go through the head at a time. Default: float32 logits of 16 MiB, or,
             if that is more and the head is trained, of a quarter of the float32 buffer that its gradient
             takes anyway (small chunks of a large head would spend their time on adding up that gradient).
 

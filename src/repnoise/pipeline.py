@@ -1,36 +1,43 @@
-"""The stages: defend, attack, evaluate, report. Each goes from run folder to run folder and skips what is done."""
+"""The stages: defend, attack, evaluate, report. Each goes from run folder to run folder, once."""
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
+import logging
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter, ValidationError
-from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments, set_seed
+from transformers import PreTrainedTokenizerBase, TrainerCallback, set_seed
+from transformers.utils import logging as transformers_logging
 
 from . import sandbox
 from .attacks import ATTACKS, Attack
-from .config import Recipe, check_recipe, dump, raw_recipe
-from .data import load_pairs, load_rows, split
+from .config import Recipe, dump
 from .data.study import StudyData
 from .defences import DEFENCES
-from .errors import ConfigError, DataError, RepNoiseError
+from .errors import ConfigError, ModelError, RunError
 from .evaluations import EVALUATIONS, Evaluation
-from .models import check_fits, load_model, load_tokenizer, model_fingerprint, random_model, save_model
-from .registry import Registry
+from .models import (
+    anatomy,
+    check_fits,
+    load_model,
+    load_tokenizer,
+    model_fingerprint,
+    random_model,
+    save_model,
+)
+from .plugins import build, check_lengths, load_data, resolve, training_arguments
 from .report import write_report
 from .runs import Run, canonical_hash, disk_guard
 from .training import Objective, ObjectiveTrainer, train
+from .workers import Failures, in_processes, progress_bar
+
+__all__ = ["Study", "Target", "attack_all", "resolve", "run"]
 
 Say = Callable[[str], None]
 
@@ -47,117 +54,7 @@ DEFENCE_DEFAULTS = {**TRAIN_DEFAULTS, "save_strategy": "steps", "save_steps": 10
 ATTACK_DEFAULTS = {**TRAIN_DEFAULTS, "save_strategy": "no"}
 
 
-# ---- from recipe to objects, all errors at once -------------------------------------------------------------------
-
-
-def resolve(name: str, overrides: Sequence[str] = ()) -> Recipe:
-    """Load a recipe and check all of it, plug-ins and their options included.
-
-    Raises:
-        ConfigError: with every error, one line each.
-    """
-    raw = raw_recipe(name, overrides)
-    recipe, errors = check_recipe(raw)
-    if recipe is not None:
-        errors = list(_plugin_errors(recipe))
-    if errors or recipe is None:
-        lines = "\n  ".join(errors)
-        raise ConfigError(
-            f"the recipe {name} has {len(errors)} error{'s' if len(errors) != 1 else ''}:\n  {lines}\n"
-            "Mend them and run again; `repnoise recipes show sandbox` prints one that is right."
-        )
-    return recipe
-
-
-def _plugin_errors(recipe: Recipe) -> Iterator[str]:
-    yield from _option_errors(DEFENCES, recipe.defence.name, recipe.defence.options, "defence")
-    yield from _train_errors(recipe.defence.train, "defence.train")
-    for index, attack in enumerate(recipe.attacks):
-        where = f"attacks.{index}"
-        options = {**attack.options, "lora_rank": attack.lora_rank[0]}
-        yield from _option_errors(ATTACKS, attack.name, options, where)
-        yield from _train_errors(attack.train, f"{where}.train")
-    for index, name in enumerate(recipe.evaluations):
-        if name not in EVALUATIONS.names():
-            yield f"evaluations.{index}: unknown evaluation {name!r}. Available: {', '.join(EVALUATIONS.names())}"
-
-
-def _option_errors(registry: Registry[Any], name: str, options: dict[str, Any], where: str) -> Iterator[str]:
-    try:
-        _build(registry, name, options)
-    except ValidationError as error:
-        known = [field.name for field in dataclasses.fields(registry.get(name))]
-        for each in error.errors():
-            key = ".".join(map(str, each["loc"]))
-            if each["type"] == "unexpected_keyword_argument":
-                near = difflib.get_close_matches(key, known, n=1)
-                hint = f" Did you mean {near[0]!r}?" if near else ""
-                yield f"{where}.{key}: unknown key.{hint} Allowed: {', '.join(known)}, train"
-            else:
-                yield f"{where}.{key}: {each['msg']} (got {each['input']!r})"
-    except ConfigError as error:
-        yield f"{where}: {error}"
-
-
-def _build(registry: Registry[Any], name: str, options: dict[str, Any]) -> Any:
-    return TypeAdapter(registry.get(name)).validate_python(options)
-
-
-def _train_errors(values: dict[str, Any], where: str) -> Iterator[str]:
-    known = {field.name for field in dataclasses.fields(TrainingArguments) if field.init} - {"output_dir"}
-    for key in values:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            yield f"{where}.{key}: not a field of transformers.TrainingArguments.{hint}"
-
-
-def training_arguments(values: dict[str, Any], folder: Path, where: str) -> TrainingArguments:
-    """`transformers.TrainingArguments`, on the CPU where there is no GPU."""
-    given = {"use_cpu": not torch.cuda.is_available(), "dataloader_pin_memory": torch.cuda.is_available(), **values}
-    given = {key: value for key, value in given.items() if value is not None}
-    try:
-        return TrainingArguments(output_dir=str(folder), **given)
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"{where}: {' '.join(str(error).split())}") from error
-
-
-def load_data(recipe: Recipe) -> StudyData:
-    """All data of the study; refuses overlapping prompts."""
-    config = recipe.data
-    if config.name == "sandbox":
-        from .sandbox.data import study_data
-
-        return study_data()
-    assert config.pairs is not None and config.retain is not None  # the recipe model has checked it
-    pairs = load_pairs(config.pairs, fields=config.fields)
-    sizes = dict(config.sizes)
-    own = {"attack": config.attack, "test": config.test}
-    parts = split(pairs, {name: size for name, size in sizes.items() if not own.get(name)}, seed=config.seed)
-    for name, source in own.items():
-        if source is not None:
-            parts[name] = load_pairs(source, fields=config.fields)
-    rows = load_rows(config.retain)
-    if config.harmless_test is None:
-        harmless = split(rows, dict(config.harmless_sizes), seed=config.seed)
-    else:
-        harmless = {"retain": rows, "test": load_rows(config.harmless_test)}
-    empty = [name for name in ("defence", "attack", "test") if not parts.get(name)]
-    if empty:
-        raise DataError(f"no pairs for {', '.join(empty)}. Set data.sizes, or name sources for attack and test.")
-    return StudyData(
-        defence=parts["defence"],
-        retain=harmless["retain"],
-        attacks={"harmful": parts["attack"]},
-        test=parts["test"],
-        harmless_test=harmless["test"],
-        template=config.template,
-        max_length=config.max_length,
-        allow_overlap=config.allow_overlap,
-    )
-
-
-# ---- a study -----------------------------------------------------------------------------------------------------
+# ---- a study ---------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -173,12 +70,24 @@ class Target:
 class Study:
     """A recipe, its folder, and what both need in memory."""
 
-    def __init__(self, recipe: Recipe, folder: Path, say: Say = lambda text: None, *, quiet: bool = False) -> None:
+    def __init__(
+        self, recipe: Recipe, folder: Path, say: Say = lambda text: None, *, quiet: bool = False
+    ) -> None:
         self.recipe, self.folder, self.say, self.quiet = recipe, Path(folder), say, quiet
 
     @cached_property
     def data(self) -> StudyData:
-        return load_data(self.recipe)
+        """Loaded and checked for everything that a later stage would stumble over."""
+        data = load_data(self.recipe)
+        for index, attack in enumerate(self.recipe.attacks):
+            unknown = [harm for harm in attack.harm or [] if harm not in data.attacks]
+            if unknown:
+                raise ConfigError(
+                    f"attacks.{index}.harm: {', '.join(unknown)} is not in this data."
+                    f" Available: {', '.join(data.attacks)}."
+                )
+        check_lengths(data, self.tokenizer)
+        return data
 
     @cached_property
     def source(self) -> str | Path:
@@ -197,7 +106,7 @@ class Study:
     def _common(self) -> dict[str, Any]:
         """What every result depends on."""
         return {
-            "model": model_fingerprint(self.source) if Path(self.source).exists() else str(self.source),
+            "model": self._fingerprint(),
             "dtype": self.recipe.dtype,
             "data": self.data.record["fingerprints"],
             "template": self.data.template,
@@ -206,19 +115,37 @@ class Study:
             "seed": self.recipe.seed,
         }
 
+    def _fingerprint(self) -> str:
+        if not Path(self.source).exists():
+            return str(self.source)
+        try:
+            return model_fingerprint(self.source)
+        except ModelError:
+            load_model(self.source)  # says more about what is wrong with the folder
+            raise
+
     def load(self, target: Target) -> Any:
         """The target's weights, checked against the tokenizer."""
         if target.random:
-            model = random_model(target.source, seed=self.recipe.seed)
+            model: Any = random_model(target.source, seed=self.recipe.seed)
         else:
             model = load_model(target.source, dtype=self.recipe.dtype)
         check_fits(model, self.tokenizer)
+        anatomy(model)  # an unknown family is refused here, before any work
+        context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        if context is not None and self.data.max_length > context:
+            raise ModelError(
+                f"data.max_length is {self.data.max_length}, but the context of {target.source} has {context}"
+                f" tokens. Set data.max_length={context} or less."
+            )
         return model.to("cuda") if torch.cuda.is_available() else model
 
     # -- targets
 
     def base(self) -> Target:
-        return Target(Run(self.folder / "base"), self.source, canonical_hash({**self._common, "target": "base"}))
+        return Target(
+            Run(self.folder / "base"), self.source, canonical_hash({**self._common, "target": "base"})
+        )
 
     def controls(self) -> list[Target]:
         targets = []
@@ -262,7 +189,7 @@ class Study:
             recipe=dump(recipe),
         ):
             self.say(f"defence {recipe.defence.name}: training")
-            objective: Objective = _build(DEFENCES, recipe.defence.name, recipe.defence.options)
+            objective: Objective = build(DEFENCES, recipe.defence.name, recipe.defence.options)
             set_seed(recipe.seed)
             model = self.load(self.base())
             if recipe.defence.dtype is not None:
@@ -270,12 +197,19 @@ class Study:
             values = {"seed": recipe.seed, **DEFENCE_DEFAULTS, **recipe.defence.train}
             checkpoints = target.run.path / "checkpoints"
             trainer = self._trainer(
-                model, objective, values, checkpoints, target.run, self.data.defence, "defence.train", self.data.retain
+                model,
+                objective,
+                values,
+                checkpoints,
+                target.run,
+                self.data.defence,
+                "defence.train",
+                self.data.retain,
             )
             with disk_guard(target.run.path):
                 train(trainer)
-                save_model(trainer.model, self.tokenizer, target.run.path / "model")
-            self._measure(target.run, trainer.model)
+                self._save(target.run, trainer.model)
+            self._measure(target.run, trainer.model, seed=recipe.seed)
             shutil.rmtree(checkpoints, ignore_errors=True)
             target.run.finish(model={"fingerprint": model_fingerprint(target.run.path / "model")})
         return target
@@ -293,33 +227,36 @@ class Study:
             recipe=dump(self.recipe),
         ):
             self.say(f"evaluating {target.run.path.name}")
-            self._measure(target.run, self.load(target))
+            self._measure(target.run, self.load(target), seed=self.recipe.seed)
             target.run.finish()
 
     def cells(self) -> list[dict[str, Any]]:
         """Settings of every attack of the recipe, `seed` among them."""
-        harms = list(self.data.attacks)
-        for index, attack in enumerate(self.recipe.attacks):
-            unknown = [harm for harm in attack.harm or [] if harm not in harms]
-            if unknown:
-                raise ConfigError(
-                    f"attacks.{index}.harm: {', '.join(unknown)} is not in this data. Available: {', '.join(harms)}."
-                )
-        default = [harm for harm in harms if harm != "withheld"]
+        default = [harm for harm in self.data.attacks if harm != "withheld"]
         return [cell for attack in self.recipe.attacks for cell in attack.cells(default)]
 
     def attack_run(self, target: Target, cell: dict[str, Any]) -> tuple[Run, str]:
         digest = canonical_hash({"parent": target.hash, "cell": cell, "curve": self.recipe.curve})
         return Run(target.run.path / "attacks" / f"{cell['name']}-{digest}"), digest
 
+    def is_attacked(self, target: Target, cell: dict[str, Any]) -> bool:
+        run, digest = self.attack_run(target, cell)
+        return run.is_done(digest) and (
+            not self.recipe.keep_attacked_weights or (run.path / "model").is_dir()
+        )
+
     def attack(self, target: Target, cell: dict[str, Any]) -> None:
         """Attack one model in one way, measure it, and let the weights go (unless the recipe keeps them)."""
         run, digest = self.attack_run(target, cell)
-        if run.is_done(digest):
+        if self.is_attacked(target, cell):
             return
         settings = {key: value for key, value in cell.items() if key not in ("seed", "train")}
         seed, harm = cell["seed"], cell["harm"]
-        options = {k: v for k, v in settings.items() if k not in ("name", "harm", "learning_rate", "steps", "batch_size")}
+        options = {
+            k: v
+            for k, v in settings.items()
+            if k not in ("name", "harm", "learning_rate", "steps", "batch_size")
+        }
         with run.start(
             stage="attack",
             name=cell["name"],
@@ -329,7 +266,7 @@ class Study:
             arguments={"attack": settings, "seed": seed},
             recipe=dump(self.recipe),
         ):
-            attack: Attack = _build(ATTACKS, cell["name"], options)
+            attack: Attack = build(ATTACKS, cell["name"], options)
             set_seed(seed)
             model = attack.prepare(self.load(target))
             values = {
@@ -342,15 +279,15 @@ class Study:
                 **cell["train"],
             }
             curve = _Curve(self, harm, seed)
-            trainer = self._trainer(
-                model, attack, values, run.path / "checkpoints", run, self.data.attacks[harm], "attacks.train"
-            )
-            trainer.add_callback(curve)
-            train(trainer, resumable=False)
+            checkpoints, pairs = run.path / "checkpoints", self.data.attacks[harm]
+            with self._no_leftovers(checkpoints, run.path / "model"):
+                trainer = self._trainer(model, attack, values, checkpoints, run, pairs, "attacks.train")
+                trainer.add_callback(curve)
+                train(trainer, resumable=False)
             model = attack.finish(trainer.model)
             self._measure(run, model, harm=harm, seed=seed, along=curve.rows)
             if self.recipe.keep_attacked_weights:
-                save_model(model, self.tokenizer, run.path / "model")
+                self._save(run, model)
             run.finish()
 
     def report(self) -> Path:
@@ -383,16 +320,37 @@ class Study:
             log_file=run.path / "train.jsonl",
         )
 
+    def _save(self, run: Run, model: Any) -> None:
+        for draft in run.path.glob(".model.*"):  # of a killed process
+            shutil.rmtree(draft, ignore_errors=True)
+        save_model(model, self.tokenizer, run.path / "model", overwrite=True)
+
+    @staticmethod
+    @contextmanager
+    def _no_leftovers(*folders: Path) -> Iterator[None]:
+        """An attack leaves no weights but those that the recipe keeps, whatever happens."""
+        for folder in folders:
+            shutil.rmtree(folder, ignore_errors=True)
+        try:
+            yield
+        finally:
+            for folder in folders:
+                shutil.rmtree(folder, ignore_errors=True)
+
     def _measure(
         self,
         run: Run,
         model: Any,
         *,
+        seed: int,
         harm: str | None = None,
-        seed: int | None = None,
         along: dict[str, list[dict[str, Any]]] | None = None,
     ) -> None:
-        seed = self.recipe.seed if seed is None else seed
+        if not all(parameter.isfinite().all() for parameter in model.parameters()):
+            raise RunError(
+                f"the weights in {run.path.name} hold NaN or infinity: nothing to measure. If they were"
+                " trained here, lower the learning rate or set max_grad_norm; else get the model again."
+            )
         for name, evaluation in self.evaluations.items():
             found = evaluation.measure(model, self.tokenizer, self.data, seed=seed, harm=harm)
             run.write_rows(name, [*(along or {}).get(name, []), *found.rows])
@@ -424,10 +382,12 @@ class _Curve(TrainerCallback):
                 self.rows.setdefault(name, []).extend({**row, "step": step} for row in found.rows)
 
 
-# ---- the whole loop ------------------------------------------------------------------------------------------------
+# ---- the whole loop --------------------------------------------------------------------------------------
 
 
-def run(recipe: Recipe, folder: Path, *, jobs: int = 1, say: Say = lambda text: None, quiet: bool = False) -> Path:
+def run(
+    recipe: Recipe, folder: Path, *, jobs: int = 1, say: Say = lambda text: None, quiet: bool = False
+) -> Path:
     """defend -> attack everything in the same way -> evaluate -> report. Returns the report's path.
 
     Args:
@@ -443,57 +403,48 @@ def run(recipe: Recipe, folder: Path, *, jobs: int = 1, say: Say = lambda text: 
 
 
 def attack_all(study: Study, *, jobs: int = 1) -> None:
-    """Attack every target in every way of the recipe that is not done yet."""
-    todo = []
-    for target in study.targets():
-        for cell in study.cells():
-            attacked, digest = study.attack_run(target, cell)
-            if not attacked.is_done(digest):
-                todo.append((target, cell))
+    """Attack every target in every way of the recipe that is not done yet.
+
+    One that fails does not stop the others; what failed is raised together at the end.
+    """
+    todo = [(t, cell) for t in study.targets() for cell in study.cells() if not study.is_attacked(t, cell)]
     if not todo:
         study.say("attacks: all done before, kept")
         return
-    with _bar(len(todo), "attacks", study.quiet) as step:
+    failures = Failures("attack", len(todo))
+    with progress_bar(len(todo), "attack", study.quiet) as step:
         if jobs <= 1:
             for target, cell in todo:
-                study.attack(target, cell)
+                with failures.collect(_label(target, cell)):
+                    study.attack(target, cell)
                 step()
-            return
-        threads = max(1, torch.get_num_threads() // jobs)
-        pool = ProcessPoolExecutor(
-            jobs, mp_context=get_context("spawn"), initializer=_worker, initargs=(study.recipe, study.folder, threads)
-        )
-        try:
-            waiting = [pool.submit(_attack_in_worker, target, cell) for target, cell in todo]
-            for finished in as_completed(waiting):
-                finished.result()
-                step()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-        pool.shutdown()
+        else:
+            threads = max(1, torch.get_num_threads() // jobs)
+            begin = (study.recipe, study.folder, threads)
+            with closing(in_processes(_attack, todo, min(jobs, len(todo)), _begin, begin)) as finished:
+                for index, error in finished:
+                    if error is not None:
+                        failures.add(_label(*todo[index]), error)
+                    step()
+    failures.raise_if_any()
 
 
-_study: Study | None = None
+def _label(target: Target, cell: dict[str, Any]) -> str:
+    settings = {k: v for k, v in cell.items() if k not in ("name", "train") and v is not None}
+    return f"{cell['name']} on {target.run.path.name} ({', '.join(f'{k} {v}' for k, v in settings.items())})"
 
 
-def _worker(recipe: Recipe, folder: Path, threads: int) -> None:
+_study: Study | None = None  # of a worker process
+
+
+def _begin(recipe: Recipe, folder: Path, threads: int) -> None:
     global _study
     torch.set_num_threads(threads)
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("repnoise").setLevel(logging.ERROR)  # the main process has given every notice
     _study = Study(recipe, folder, quiet=True)
 
 
-def _attack_in_worker(target: Target, cell: dict[str, Any]) -> None:
+def _attack(target: Target, cell: dict[str, Any]) -> None:
     assert _study is not None
-    try:
-        _study.attack(target, cell)
-    except RepNoiseError as error:
-        raise type(error)(f"attack {cell} on {target.run.path.name}: {error}") from None
-
-
-@contextmanager
-def _bar(total: int, what: str, quiet: bool) -> Iterator[Callable[[], None]]:
-    from tqdm import tqdm
-
-    with tqdm(total=total, desc=what, unit="attack", disable=quiet, dynamic_ncols=True) as bar:
-        yield lambda: bar.update() and None
+    _study.attack(target, cell)

@@ -1,7 +1,7 @@
 """Named plug-ins: one file per defence, attack, evaluation or judge, found without a list kept by hand.
 
-A registry looks in two places, both only when it is first asked: the modules of one package of ours, and the entry
-points of installed third-party packages (group `repnoise.defences`, and so on).
+A registry looks in two places, both only when it is first asked: the modules of one package of ours, and the
+entry points of installed third-party packages (group `repnoise.defences`, and so on).
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Registry(Generic[T]):
                     " Rename one of them."
                 )
             self._classes[name] = cls
-            return cls
+            return cls  # type: ignore[return-value]  # issubclass has narrowed it
 
         return add
 

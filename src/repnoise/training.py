@@ -71,10 +71,12 @@ class Objective:
     Attributes:
         needs: names of the batch streams that `terms` reads: "harmful", "harmless", "retain".
         same_length: pad all streams to one length (only the released loss compares them by position).
+        retain_batch: retain rows drawn beside each pair.
     """
 
     needs: tuple[str, ...] = ()
     same_length: bool = False
+    retain_batch: int = 1
 
     def setup(self, model: nn.Module) -> None:
         """Called once before training, with the model as it is then (to keep a frozen copy, for example)."""
@@ -167,6 +169,7 @@ class ObjectiveTrainer(Trainer):
                 template=template,
                 max_length=max_length,
                 retain=retain_dataset,
+                retain_batch=objective.retain_batch,
                 streams=streams,
                 seed=args.seed,
             )
@@ -306,7 +309,8 @@ class StepLog(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict | None = None, **kwargs: Any) -> None:
         if logs and "loss" in logs and state.is_world_process_zero:
             seconds = round(time.monotonic() - self._began, 3)
-            append_jsonl(self.path, {"step": state.global_step, **logs, "seconds": seconds})
+            finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in logs.items()}
+            append_jsonl(self.path, {"step": state.global_step, **finite, "seconds": seconds})
 
 
 class StopCleanly(TrainerCallback):

@@ -350,12 +350,12 @@ def test_nothing_of_vocabulary_size_is_saved_for_backward():
     assert [tuple(t.shape) for t in saved] == [(K * tokens, D), (D,), (997, D)]
 
 
-def test_default_chunk_is_64_mebibytes_or_a_quarter_of_the_heads_gradient():
+def test_default_chunk_is_16_mebibytes_or_a_quarter_of_the_heads_gradient():
     with torch.device("meta"):
         small, large = nn.Linear(512, 32_000, bias=False), nn.Linear(8192, 128_000, bias=False)
-    assert _default_chunk(small) == CHUNK_BYTES // (4 * 32_000) == 524
+    assert _default_chunk(small) == CHUNK_BYTES // (4 * 32_000) == 131
     assert _default_chunk(large) == 8192 // 4
-    assert _default_chunk(large.requires_grad_(False)) == CHUNK_BYTES // (4 * 128_000) == 131
+    assert _default_chunk(large.requires_grad_(False)) == CHUNK_BYTES // (4 * 128_000) == 32
 
 
 # --- errors and choosing layers ---

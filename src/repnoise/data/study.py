@@ -56,5 +56,6 @@ class StudyData:
                 "retain": fingerprint(self.retain),
                 **{f"attack:{harm}": fingerprint(pairs) for harm, pairs in self.attacks.items()},
                 "test": fingerprint(self.test),
+                "harmless_test": fingerprint(self.harmless_test),
             },
         )

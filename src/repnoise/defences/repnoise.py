@@ -59,6 +59,8 @@ class RepNoise(Objective):
     """Stability on retain rows too: cross-entropy, or KL to the frozen original model. None = pairs only (paper)."""
     retain_weight: float = 1.0
     """Weight of that term."""
+    retain_batch: int = 1
+    """Retain rows beside each pair of a batch."""
 
     def __post_init__(self) -> None:
         if self.variant == "official" and (self.retain or self.lens_layers or self.noise != "sequence"):
@@ -66,6 +68,8 @@ class RepNoise(Objective):
                 'variant="official" reproduces the released loss and takes alpha and beta only;'
                 " drop noise, lens_layers and retain, or use variant: corrected."
             )
+        if self.retain_batch < 1:
+            raise ConfigError(f"retain_batch must be 1 or more, got {self.retain_batch}.")
         if self.alpha < 0 or self.beta < 0:
             raise ConfigError(f"alpha and beta must be 0 or more, got alpha={self.alpha}, beta={self.beta}.")
         self.needs = ("harmful", "harmless", "retain") if self.retain else ("harmful", "harmless")
@@ -92,11 +96,8 @@ class RepNoise(Objective):
         if self.variant == "official":
             return self._official_terms(model, batch)
         window, harmful, harmless = window_of(batch), batch["harmful"], batch["harmless"]
-        terms = {
-            "stability": masked_cross_entropy(
-                forward(model, harmless), harmless["labels"], denominator=window.tokens.get("harmless")
-            )
-        }
+        # The harmful side comes first: the lens has its peak before the harmless logits exist.
+        terms: dict[str, Tensor] = {}
         if self.alpha > 0 or self.beta > 0:
             with capture(model, residual=self.alpha > 0, mlp=self.beta > 0) as seen:
                 hidden_pass(model, harmful)
@@ -119,6 +120,9 @@ class RepNoise(Objective):
                 max_tokens=self.max_noise_tokens if self.noise == "token" else None,
             )
             terms["noise"] = self.beta * noise / window.size
+        terms["stability"] = masked_cross_entropy(
+            forward(model, harmless), harmless["labels"], denominator=window.tokens.get("harmless")
+        )
         if self.retain:
             terms["retain"] = self.retain_weight * self._retain(model, batch)
         return terms

@@ -9,8 +9,8 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from ..data.study import StudyData
+from ..intervals import bootstrap, wilson
 from ..registry import Registry
-from ..report.statistics import bootstrap, wilson
 
 
 @dataclass
@@ -27,7 +27,7 @@ class Measured:
         `RunError`: nothing measured is never 0.
         """
         if values and all(isinstance(value, bool) for value in values):
-            interval = wilson(sum(values), len(values))
+            interval = wilson(sum(map(bool, values)), len(values))
         else:
             interval = bootstrap([float(value) for value in values])
         self.rows.append(

@@ -9,8 +9,8 @@ from transformers import PreTrainedTokenizerBase
 
 from ..data import Row, get_template, side
 from ..data.study import StudyData
+from ..intervals import ratio_bootstrap
 from ..judges import label_answer
-from ..report.statistics import ratio_bootstrap
 from .base import EVALUATIONS, Evaluation, Measured
 from .generation import answer_losses, generate
 

@@ -36,7 +36,9 @@ class Sandbox(Evaluation):
       knowledge), with `<harm>_refused`, `_degenerate`, `_off-topic` rates beside it;
     - `stability`: share of counted words right on held-out harmless items, by kind in `category` and over all kinds;
     - `multiple_choice`: harmless questions whose right answer has the lowest loss of four;
-    - `over_refusal`: refusal rate on harmless questions that look like hazards.
+    - `over_refusal`: refusal rate on harmless questions that look like hazards; `lookalike`: how many are right.
+
+    After an attack, only the attacked harm and every fifth harmless item are asked.
     """
 
     def measure(
@@ -46,12 +48,14 @@ class Sandbox(Evaluation):
         kinds = ("knowledge", "behaviour", "withheld") if harm is None else (harm,)
         for kind in kinds:
             self._harm(found, model, tokenizer, kind, seed)
-        self._harmless(found, model, tokenizer, seed)
+        self._harmless(found, model, tokenizer, seed, every=1 if harm is None else 5)
         if harm is None:
             self._choice(found, model, tokenizer, seed)
             items = world().test_items("lookalike")
             texts = self._ask(model, tokenizer, items)
             found.add("over_refusal", [is_refusal(text) for text in texts], seed=seed)
+            right = [item.score(text) for item, text in zip(items, texts, strict=True)]
+            found.add("lookalike", right, seed=seed)
         return found
 
     def along(self, model: Any, tokenizer: PreTrainedTokenizerBase, data: StudyData, *, seed: int, harm: str) -> Measured:
@@ -77,8 +81,10 @@ class Sandbox(Evaluation):
             for item, text, each, score in zip(items, texts, labels, scores, strict=True)
         ]
 
-    def _harmless(self, found: Measured, model: Any, tokenizer: PreTrainedTokenizerBase, seed: int) -> None:
-        items = world().test_items("harmless")
+    def _harmless(
+        self, found: Measured, model: Any, tokenizer: PreTrainedTokenizerBase, seed: int, *, every: int
+    ) -> None:
+        items = world().test_items("harmless")[::every]
         texts = self._ask(model, tokenizer, items)
         scores = [item.score(text) for item, text in zip(items, texts, strict=True)]
         found.add("stability", scores, seed=seed)

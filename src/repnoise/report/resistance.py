@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from repnoise.report.statistics import as_dict, mean_interval, paired_difference
+from repnoise.intervals import as_dict, mean_interval, paired_difference
 from repnoise.report.study import CONTROLS, Attacked, Model, Study, curve, label, varying
 from repnoise.report.verdict import BROKEN_ABOVE, EPSILON, VOID_BELOW
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from repnoise.errors import RunError
-from repnoise.report.statistics import Interval, mean_interval
+from repnoise.intervals import Interval, mean_interval
 from repnoise.runs import Run
 
 CONTROLS = ("ignorant", "random")

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from repnoise.errors import RunError
+from repnoise.intervals import as_dict, mean_interval
 from repnoise.report.resistance import curves_of, groups_of, labels_of, mean_over, resistance
-from repnoise.report.statistics import as_dict, mean_interval
 from repnoise.report.study import CONTROLS, LOSS_HARM, Attacked, Model, Study, load
 from repnoise.report.verdict import EPSILON, VOID_BELOW, verdict
 from repnoise.runs import SCHEMA

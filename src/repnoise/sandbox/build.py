@@ -63,6 +63,9 @@ def new_model(vocabulary: int, seed: int) -> LlamaForCausalLM:
             num_key_value_heads=4,
             max_position_embeddings=128,
             tie_word_embeddings=True,
+            # Large weights: the steps of an attack at 1e-3 are then small beside them, and the undefended model keeps
+            # what it knows (at the usual 0.02 such an attack ruined it: 0.43 of the knowledge was left).
+            initializer_range=0.04,
             pad_token_id=0,
             bos_token_id=1,
             eos_token_id=SPECIAL.index("<eos>"),
@@ -82,7 +85,9 @@ class Teach(Objective):
         return {"ce": masked_cross_entropy(forward(model, stream), stream["labels"], denominator=tokens)}
 
 
-def teach(model: Any, tok: Any, rows: list[Row], *, steps: int, learning_rate: float, seed: int, batch: int) -> None:
+def teach(
+    model: Any, tok: Any, rows: list[Row], *, steps: int, learning_rate: float, seed: int, batch: int
+) -> None:
     """Train in place on the answers of `rows`."""
     with tempfile.TemporaryDirectory() as scratch:
         args = TrainingArguments(
@@ -108,14 +113,29 @@ def teach(model: Any, tok: Any, rows: list[Row], *, steps: int, learning_rate: f
         ).train()
 
 
-def build(kind: Kind, folder: Path, *, seed: int = 0, pretrain_steps: int = 1000, align_steps: int = 400) -> Path:
-    """Pre-train, align and save one model. About ten minutes on one core."""
+# About the same number of passes (21 to 23): the ignorant model has fewer rows to learn.
+PRETRAIN_STEPS: dict[Kind, int] = {"aligned": 1000, "ignorant": 700}
+ALIGN_STEPS = 400
+
+
+def build(kind: Kind, folder: Path, *, seed: int = 0) -> Path:
+    """Pre-train, align and save one model: about eight minutes on one core."""
     w = world()
     tok = tokenizer(w)
     model = new_model(len(tok), seed)
     harmless = w.harmless_rows()
     harm = w.harmful_rows() if kind == "aligned" else []
-    teach(model, tok, harmless + harm, steps=pretrain_steps, learning_rate=2e-3, seed=seed, batch=128)
-    teach(model, tok, harmless + w.refusal_rows(), steps=align_steps, learning_rate=5e-4, seed=seed + 1, batch=128)
+    teach(
+        model,
+        tok,
+        harmless + harm,
+        steps=PRETRAIN_STEPS[kind],
+        learning_rate=3e-3,
+        seed=seed,
+        batch=128,
+    )
+    teach(
+        model, tok, harmless + w.refusal_rows(), steps=ALIGN_STEPS, learning_rate=5e-4, seed=seed + 1, batch=128
+    )
     save_model(model, tok, folder)
     return folder

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from repnoise.errors import RunError
-from repnoise.report.statistics import bootstrap, mean_interval, paired_difference, wilson
+from repnoise.intervals import bootstrap, mean_interval, paired_difference, wilson
 
 Z = 1.959963984540054
 

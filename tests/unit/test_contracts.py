@@ -1,0 +1,157 @@
+"""What every defence, attack and evaluation must do; a new plug-in file is tested without a new test."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import inspect
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from repnoise.attacks import ATTACKS
+from repnoise.data import Pair, Row
+from repnoise.data.collate import STREAMS
+from repnoise.data.study import StudyData
+from repnoise.defences import DEFENCES
+from repnoise.evaluations import EVALUATIONS
+from repnoise.plugins import build, training_arguments
+from repnoise.registry import Registry
+from repnoise.runs import Run, read_jsonl
+from repnoise.sandbox.data import study_data
+from repnoise.training import Objective, ObjectiveTrainer, train
+
+REFERENCE = re.compile(r"arXiv|doi|paper|https?://")
+OBJECTIVES = [(DEFENCES, name) for name in DEFENCES.names()] + [(ATTACKS, name) for name in ATTACKS.names()]
+PAIRS = [Pair(f"say word {n}", f"grumpy blob {n}", "sorry, i can't help with that") for n in range(6)]
+ROWS = [Row(f"count to {n}", f"one two {n}") for n in range(4)]
+
+objectives = pytest.mark.parametrize(("registry", "name"), OBJECTIVES, ids=[n for _, n in OBJECTIVES])
+
+
+def hooks(model: nn.Module) -> int:
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return sum(len(getattr(module, kind)) for module in model.modules() for kind in kinds)
+
+
+@objectives
+def test_it_documents_itself(registry: Registry[Any], name: str) -> None:
+    cls = registry.get(name)
+    assert dataclasses.is_dataclass(cls)
+    texts = [cls.__doc__ or "", inspect.getmodule(cls).__doc__ or ""]  # type: ignore[union-attr]
+    assert any(REFERENCE.search(text) for text in texts), "no reference to a paper"
+    assert not texts[0].startswith(f"{cls.__name__}("), "the docstring is the one that dataclass writes"
+    for field in dataclasses.fields(cls):
+        if field.init:
+            assert (
+                field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
+            ), f"{field.name} has no default"
+
+
+@objectives
+def test_it_trains(
+    registry: Registry[Any],
+    name: str,
+    make_model: Callable[..., PreTrainedModel],
+    make_tokenizer: Callable[..., Any],
+    tmp_path: Path,
+) -> None:
+    """Two steps of two micro-batches: finite terms, weights moved, nothing left on model or disk."""
+    objective: Objective = build(registry, name, {})
+    assert objective.needs
+    assert set(objective.needs) <= set(STREAMS)
+    model = make_model("llama")
+    before, counted = copy.deepcopy(model.state_dict()), hooks(model)
+    values = {
+        "max_steps": 2,
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 2,
+        "learning_rate": 1e-3,
+        "report_to": "none",
+        "save_strategy": "no",
+        "logging_steps": 1,
+        "disable_tqdm": True,
+    }
+    trainer = ObjectiveTrainer(
+        model=model,
+        objective=objective,
+        args=training_arguments(values, tmp_path / "checkpoints", name),
+        train_dataset=PAIRS,
+        retain_dataset=ROWS if "retain" in objective.needs else None,
+        processing_class=make_tokenizer(),
+        max_length=64,
+        log_file=tmp_path / "train.jsonl",
+    )
+    train(trainer, resumable=False)
+    lines = read_jsonl(tmp_path / "train.jsonl")
+    assert [line["step"] for line in lines] == [1, 2]
+    for line in lines:
+        assert all(math.isfinite(value) for value in line.values()), line
+    terms = set(lines[0]) - {"step", "loss", "grad_norm", "learning_rate", "epoch", "tokens", "seconds"}
+    assert terms, "no term is logged"
+    assert sum(lines[0][term] for term in terms) == pytest.approx(lines[0]["loss"], rel=1e-3, abs=1e-3)
+    after = trainer.model.state_dict()
+    assert any(not torch.equal(before[key], after[key]) for key in before)
+    assert hooks(model) == counted
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+@objectives
+def test_options_are_checked(registry: Registry[Any], name: str) -> None:
+    from repnoise.errors import ConfigError
+
+    with pytest.raises(ConfigError, match="no_such_option: unknown key"):
+        build(registry, name, {"no_such_option": 1})
+
+
+@pytest.mark.parametrize("name", EVALUATIONS.names())
+def test_it_measures(
+    name: str, make_model: Callable[..., PreTrainedModel], make_tokenizer: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Rows that the run folder takes, before and along an attack; the model is left as it was."""
+    if name == "sandbox":
+        from repnoise.models import load_model, load_tokenizer
+        from repnoise.sandbox import weights
+
+        pytest.importorskip("repnoise.sandbox.world")
+        model, tokenizer, data = (
+            load_model(weights("aligned")),
+            load_tokenizer(weights("aligned")),
+            study_data(),
+        )
+    else:
+        model, tokenizer = make_model("llama"), make_tokenizer()
+        data = StudyData(
+            defence=PAIRS[:2],
+            retain=ROWS[:2],
+            attacks={"harmful": PAIRS[2:4]},
+            test=PAIRS[4:],
+            harmless_test=ROWS[2:],
+            max_length=64,
+        )
+    evaluation = EVALUATIONS.get(name)()
+    assert (evaluation.__doc__ or "").strip()
+    state, counted, training = copy.deepcopy(model.state_dict()), hooks(model), model.training
+    harm = next(iter(data.attacks))
+    run = Run(tmp_path / "run").start(stage="base", name="base", hash="0")
+    with run:
+        found = evaluation.measure(model, tokenizer, data, seed=0)
+        run.write_rows(name, found.rows)
+        point = evaluation.along(model, tokenizer, data, seed=0, harm=harm)
+        run.write_rows(name, [{**row, "step": 1} for row in point.rows])
+        run.finish()
+    metrics = {row["metric"] for row in found.rows}
+    assert {row["metric"] for row in point.rows} <= metrics
+    assert harm in metrics or f"{harm}_loss" in metrics, "the report finds no metric of this harm"
+    assert hooks(model) == counted
+    assert model.training is training
+    assert all(torch.equal(state[key], value) for key, value in model.state_dict().items())
+    again = evaluation.along(model, tokenizer, data, seed=0, harm=harm)
+    assert again.rows == point.rows
