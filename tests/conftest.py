@@ -102,9 +102,7 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def build_model(
-    name: str, *, seed: int = 0, dtype: torch.dtype = torch.float32, **settings: Any
-) -> PreTrainedModel:
+def build_model(name: str, *, seed: int = 0, dtype: torch.dtype = torch.float32, **settings: Any) -> PreTrainedModel:
     """A tiny model whose every parameter (norms and biases too) is random enough to matter."""
     class_name, defaults = TINY[name]
     config = getattr(transformers, class_name)(**{**defaults, **settings})

@@ -42,9 +42,7 @@ Out = Annotated[
     Path | None,
     typer.Option("--out", "-o", help="Study folder. Default: studies/<study name>.", show_default=False),
 ]
-Jobs = Annotated[
-    int, typer.Option("--jobs", "-j", min=1, help="Attacks that run at a time, sharing the cores.")
-]
+Jobs = Annotated[int, typer.Option("--jobs", "-j", min=1, help="Attacks that run at a time, sharing the cores.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, nothing else there.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
 
@@ -106,9 +104,7 @@ def _outcome(folder: Path, defence: Path | None = None) -> dict[str, Any]:
 def _outcome_text(result: dict[str, Any]) -> str:
     worst = result["worst_head_start"]
     lines = ["worst head start: " + ("not measured" if worst is None else f"{worst:.2f}")]
-    lines += [
-        f"  {claim['claim']}: {claim['status']}" for claim in (result["verdict"] or {}).get("claims", [])
-    ]
+    lines += [f"  {claim['claim']}: {claim['status']}" for claim in (result["verdict"] or {}).get("claims", [])]
     return "\n".join([*lines, f"report: {result['report']}"])
 
 
@@ -143,9 +139,7 @@ def run(
     _run(recipe, overrides, out, jobs, quiet, as_json)
 
 
-def _run(
-    recipe: str, overrides: list[str] | None, out: Path | None, jobs: int, quiet: bool, as_json: bool
-) -> None:
+def _run(recipe: str, overrides: list[str] | None, out: Path | None, jobs: int, quiet: bool, as_json: bool) -> None:
     study = _study(recipe, overrides, out, quiet)
     from .pipeline import run as run_study
 
@@ -235,9 +229,7 @@ def report(
     from .report import write_report
 
     if not study.is_dir():
-        raise ConfigError(
-            f"there is no study folder {study}. Give the --out folder of an earlier `repnoise run`."
-        )
+        raise ConfigError(f"there is no study folder {study}. Give the --out folder of an earlier `repnoise run`.")
     write_report(study)
     result = _outcome(study)
     _print(result, as_json, lambda: _outcome_text(result))
@@ -305,9 +297,7 @@ def recipes_validate(recipe: RecipeArgument, overrides: Overrides = None, as_jso
 
 @sandbox_app.command("build")
 def sandbox_build(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the two models.")] = Path(
-        "sandbox-weights"
-    ),
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the two models.")] = Path("sandbox-weights"),
     seed: Annotated[int, typer.Option(help="Seed of initial weights and order.")] = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -362,9 +352,7 @@ def _explain(error: Exception) -> int:
     if isinstance(error, RepNoiseError):
         _say(f"repnoise: {error}")
         return error.exit_code
-    if hasattr(
-        error, "format_message"
-    ):  # a usage error; typer brings its own copy of click, or uses the real one
+    if hasattr(error, "format_message"):  # a usage error; typer brings its own copy of click, or uses the real one
         context = getattr(error, "ctx", None)
         if context is None:
             _say(f"repnoise: {error.format_message()}")

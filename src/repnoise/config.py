@@ -105,15 +105,9 @@ class DataConfig(Strict):
     def _complete(self) -> DataConfig:
         sources = ("pairs", "attack", "test", "retain", "harmless_test")
         if self.name == "sandbox":
-            given = [
-                key
-                for key in (*sources, "sizes", "harmless_sizes", "fields", "options")
-                if getattr(self, key)
-            ]
+            given = [key for key in (*sources, "sizes", "harmless_sizes", "fields", "options") if getattr(self, key)]
             if given:
-                raise ValueError(
-                    f"name: sandbox brings its own data; drop {', '.join(given)} or set name: files"
-                )
+                raise ValueError(f"name: sandbox brings its own data; drop {', '.join(given)} or set name: files")
             return self
         missing = [key for key in ("pairs", "retain") if getattr(self, key) is None]
         if missing:
@@ -126,9 +120,7 @@ class DataConfig(Strict):
         return self
 
 
-def _parts(
-    given: Mapping[Any, Any], default: dict[str, float], own: Sequence[str], key: str
-) -> dict[Any, Any]:
+def _parts(given: Mapping[Any, Any], default: dict[str, float], own: Sequence[str], key: str) -> dict[Any, Any]:
     """Sizes of the parts that are split off one source; shares of `default` where nothing is given."""
     wanted = [part for part in default if part not in own]
     if not given:
@@ -139,9 +131,7 @@ def _parts(
         raise ValueError(f"{key} lacks {', '.join(wrong)}; give every part: {', '.join(wanted)}")
     twice = [part for part in own if part in given]
     if twice:
-        raise ValueError(
-            f"{key} names {', '.join(twice)}, which has a source of its own; drop one of the two"
-        )
+        raise ValueError(f"{key} names {', '.join(twice)}, which has a source of its own; drop one of the two")
     return dict(given)
 
 
@@ -237,9 +227,7 @@ class _Loader(yaml.SafeLoader):
         keys = [key.value for key, _ in node.value]
         twice = sorted({str(key) for key in keys if keys.count(key) > 1})
         if twice:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"{', '.join(twice)} given twice", node.start_mark
-            )
+            raise yaml.constructor.ConstructorError(None, None, f"{', '.join(twice)} given twice", node.start_mark)
         return super().construct_mapping(node, deep=deep)
 
 
@@ -259,9 +247,7 @@ def parse_yaml(text: str, where: str) -> Any:
 
 def recipe_names() -> list[str]:
     """Names of the recipes that ship with the package."""
-    return sorted(
-        entry.name.removesuffix(".yaml") for entry in RECIPES.iterdir() if entry.name.endswith(".yaml")
-    )
+    return sorted(entry.name.removesuffix(".yaml") for entry in RECIPES.iterdir() if entry.name.endswith(".yaml"))
 
 
 def recipe_text(name: str) -> str:
@@ -269,9 +255,7 @@ def recipe_text(name: str) -> str:
     path = Path(name)
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
-            raise ConfigError(
-                f"there is no recipe file {name}. Shipped recipes: {', '.join(recipe_names())}."
-            )
+            raise ConfigError(f"there is no recipe file {name}. Shipped recipes: {', '.join(recipe_names())}.")
         try:
             return path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
@@ -299,9 +283,7 @@ def raw_recipe(name: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
 def _override(raw: dict[str, Any], override: str) -> None:
     key, sign, value = override.partition("=")
     if not sign or not key:
-        raise ConfigError(
-            f"{override!r} is not an override. Write dotted.key=value, for example defence.alpha=2."
-        )
+        raise ConfigError(f"{override!r} is not an override. Write dotted.key=value, for example defence.alpha=2.")
     at: Any = raw
     *parents, last = key.split(".")
     for depth, part in enumerate(parents):
@@ -361,9 +343,7 @@ def _keys(path: Sequence[Any]) -> list[str]:
         if isinstance(part, str) and part in getattr(model, "model_fields", {}):
             found = model.model_fields[part].annotation
             inner = [found, *get_args(found)]
-            inner += [
-                each for one in get_args(found) for each in get_args(one)
-            ]  # Optional[Annotated[Model, ...]]
+            inner += [each for one in get_args(found) for each in get_args(one)]  # Optional[Annotated[Model, ...]]
             model = next((each for each in inner if hasattr(each, "model_fields")), found)
     return list(getattr(model, "model_fields", {}))
 

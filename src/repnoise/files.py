@@ -41,9 +41,7 @@ def disk_guard(path: Path) -> Iterator[None]:
     except Exception as error:
         code = error.errno if isinstance(error, OSError) else None
         if code in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
-            raise RunError(
-                f"Cannot write {path}: {os.strerror(code)}. Choose another --out folder."
-            ) from error
+            raise RunError(f"Cannot write {path}: {os.strerror(code)}. Choose another --out folder.") from error
         if code not in (errno.ENOSPC, errno.EDQUOT) and "No space left on device" not in str(error):
             raise
         folder = next((p for p in (path, *path.parents) if p.is_dir()), Path("."))
@@ -83,9 +81,7 @@ def _json_line(obj: Any, where: Path, **options: Any) -> str:
     try:
         return json.dumps(obj, ensure_ascii=False, allow_nan=False, **options)
     except (TypeError, ValueError) as error:
-        raise RunError(
-            f"Cannot write {where.name}: {error}. Only plain JSON with finite numbers goes in."
-        ) from error
+        raise RunError(f"Cannot write {where.name}: {error}. Only plain JSON with finite numbers goes in.") from error
 
 
 def write_json(path: Path, obj: Any) -> Path:
@@ -224,10 +220,5 @@ def _is_alive(holder: Mapping[str, Any]) -> bool:
 def _birth(pid: int) -> str | None:
     """When the process started, in kernel ticks: tells it from a later one of the same id. None: unknown."""
     with contextlib.suppress(OSError, IndexError):
-        return (
-            Path(f"/proc/{pid}/stat")
-            .read_text(encoding="utf-8", errors="replace")
-            .rpartition(")")[2]
-            .split()[19]
-        )
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[19]
     return None

@@ -45,9 +45,7 @@ def _sample(values: Sequence[float], what: str) -> np.ndarray:
 def wilson(successes: int, n: int) -> Interval:
     """Wilson score interval of a rate: `successes` out of `n`."""
     if n < 1 or not 0 <= successes <= n or int(successes) != successes:
-        raise RunError(
-            f"A rate needs n >= 1 and a whole number of successes between 0 and n, got {successes} of {n}."
-        )
+        raise RunError(f"A rate needs n >= 1 and a whole number of successes between 0 and n, got {successes} of {n}.")
     bounds = stats.binomtest(int(successes), int(n)).proportion_ci(LEVEL, method="wilson")
     return Interval(successes / n, float(bounds.low), float(bounds.high), int(n))
 
@@ -87,9 +85,7 @@ def paired_difference(a: Sequence[float], b: Sequence[float]) -> Interval:
     """Mean of a - b, item by item, with Student's t interval of the differences."""
     first, second = _sample(a, "A paired difference"), _sample(b, "A paired difference")
     if first.size != second.size:
-        raise RunError(
-            f"A paired difference needs two lists of one length, got {first.size} and {second.size}."
-        )
+        raise RunError(f"A paired difference needs two lists of one length, got {first.size} and {second.size}.")
     return mean_interval(list(first - second))
 
 

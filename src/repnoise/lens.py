@@ -95,9 +95,7 @@ def choose_layers(count: int, k: int, generator: torch.Generator | None = None) 
     k / count of the cost (its log is biased downwards a little: Jensen).
     """
     if not 1 <= k <= count:
-        raise ConfigError(
-            f"The lens can look at 1 to {count} layers of this model, got {k}; set another number."
-        )
+        raise ConfigError(f"The lens can look at 1 to {count} layers of this model, got {k}; set another number.")
     device = generator.device if generator is not None else None
     return sorted(torch.randperm(count, generator=generator, device=device)[:k].tolist())
 

@@ -62,9 +62,7 @@ def answer_tokens(labels: Tensor) -> AnswerTokens:
     return AnswerTokens(row * labels.shape[1] + column, labels[row, column + 1])
 
 
-def masked_cross_entropy(
-    logits: Tensor, labels: Tensor, *, denominator: Tensor | float | None = None
-) -> Tensor:
+def masked_cross_entropy(logits: Tensor, labels: Tensor, *, denominator: Tensor | float | None = None) -> Tensor:
     """mean over answer tokens of -log softmax(logits)[token]   (paper eqs. 3-4)
 
     Args:
@@ -263,9 +261,7 @@ def _sequence_samples(mask: Tensor) -> tuple[Tensor, Tensor]:
     return order + T * torch.arange(B, device=mask.device)[:, None], mask.gather(1, order)
 
 
-def _token_samples(
-    mask: Tensor, max_tokens: int | None, generator: torch.Generator | None
-) -> tuple[Tensor, Tensor]:
+def _token_samples(mask: Tensor, max_tokens: int | None, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
     """Each sample = one selected token: (N, 1) flat indices and (N, 1) bool."""
     source = mask.flatten().nonzero()
     if max_tokens is not None and len(source) > max_tokens:
@@ -337,9 +333,7 @@ def official_repnoise_loss(
     mask = ids != harmless["input_ids"]
 
     with _record(layers, norm) as (hidden, mlps):
-        harmful_logits = model(
-            input_ids=ids, attention_mask=harmful["attention_mask"], use_cache=False
-        ).logits
+        harmful_logits = model(input_ids=ids, attention_mask=harmful["attention_mask"], use_cache=False).logits
     harmless_logits = model(
         input_ids=harmless["input_ids"], attention_mask=harmless["attention_mask"], use_cache=False
     ).logits
@@ -365,9 +359,7 @@ def _official_cross_entropy(logits: Tensor, ids: Tensor, mask: Tensor) -> Tensor
             f"No token is left to train in a batch of shape {tuple(ids.shape)}: harmful and harmless ids "
             "are equal. Check that the answers of each pair differ and are not truncated away."
         )
-    return nn.functional.cross_entropy(
-        logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORE_INDEX
-    )
+    return nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORE_INDEX)
 
 
 def _official_mmd(activation: Tensor, draw: Tensor, mask: Tensor) -> Tensor:

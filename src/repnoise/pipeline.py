@@ -70,9 +70,7 @@ class Target:
 class Study:
     """A recipe, its folder, and what both need in memory."""
 
-    def __init__(
-        self, recipe: Recipe, folder: Path, say: Say = lambda text: None, *, quiet: bool = False
-    ) -> None:
+    def __init__(self, recipe: Recipe, folder: Path, say: Say = lambda text: None, *, quiet: bool = False) -> None:
         self.recipe, self.folder, self.say, self.quiet = recipe, Path(folder), say, quiet
 
     @cached_property
@@ -143,9 +141,7 @@ class Study:
     # -- targets
 
     def base(self) -> Target:
-        return Target(
-            Run(self.folder / "base"), self.source, canonical_hash({**self._common, "target": "base"})
-        )
+        return Target(Run(self.folder / "base"), self.source, canonical_hash({**self._common, "target": "base"}))
 
     def controls(self) -> list[Target]:
         targets = []
@@ -241,9 +237,7 @@ class Study:
 
     def is_attacked(self, target: Target, cell: dict[str, Any]) -> bool:
         run, digest = self.attack_run(target, cell)
-        return run.is_done(digest) and (
-            not self.recipe.keep_attacked_weights or (run.path / "model").is_dir()
-        )
+        return run.is_done(digest) and (not self.recipe.keep_attacked_weights or (run.path / "model").is_dir())
 
     def attack(self, target: Target, cell: dict[str, Any]) -> None:
         """Attack one model in one way, measure it, and let the weights go (unless the recipe keeps them)."""
@@ -253,9 +247,7 @@ class Study:
         settings = {key: value for key, value in cell.items() if key not in ("seed", "train")}
         seed, harm = cell["seed"], cell["harm"]
         options = {
-            k: v
-            for k, v in settings.items()
-            if k not in ("name", "harm", "learning_rate", "steps", "batch_size")
+            k: v for k, v in settings.items() if k not in ("name", "harm", "learning_rate", "steps", "batch_size")
         }
         with run.start(
             stage="attack",
@@ -376,18 +368,14 @@ class _Curve(TrainerCallback):
     def _point(self, model: Any, step: int) -> None:
         with torch.random.fork_rng():
             for name, evaluation in self.study.evaluations.items():
-                found = evaluation.along(
-                    model, self.study.tokenizer, self.study.data, seed=self.seed, harm=self.harm
-                )
+                found = evaluation.along(model, self.study.tokenizer, self.study.data, seed=self.seed, harm=self.harm)
                 self.rows.setdefault(name, []).extend({**row, "step": step} for row in found.rows)
 
 
 # ---- the whole loop --------------------------------------------------------------------------------------
 
 
-def run(
-    recipe: Recipe, folder: Path, *, jobs: int = 1, say: Say = lambda text: None, quiet: bool = False
-) -> Path:
+def run(recipe: Recipe, folder: Path, *, jobs: int = 1, say: Say = lambda text: None, quiet: bool = False) -> Path:
     """defend -> attack everything in the same way -> evaluate -> report. Returns the report's path.
 
     Args:

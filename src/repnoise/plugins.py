@@ -67,11 +67,7 @@ def build(registry: Registry[Any], name: str, options: Mapping[str, Any]) -> Any
 
 def _fields(registry: Registry[Any], name: str) -> list[str]:
     cls = registry.get(name)
-    return (
-        [field.name for field in dataclasses.fields(cls) if field.init]
-        if dataclasses.is_dataclass(cls)
-        else []
-    )
+    return [field.name for field in dataclasses.fields(cls) if field.init] if dataclasses.is_dataclass(cls) else []
 
 
 def _plugin_errors(raw: Mapping[str, Any]) -> Iterator[str]:
@@ -119,11 +115,7 @@ def _option_errors(
 @cache
 def _train_fields() -> dict[str, Any]:
     hints = typing.get_type_hints(TrainingArguments)
-    return {
-        f.name: hints[f.name]
-        for f in dataclasses.fields(TrainingArguments)
-        if f.init and f.name != "output_dir"
-    }
+    return {f.name: hints[f.name] for f in dataclasses.fields(TrainingArguments) if f.init and f.name != "output_dir"}
 
 
 def _train_errors(values: Mapping[str, Any], where: str) -> Iterator[str]:
@@ -215,9 +207,7 @@ def _pairs(source: SourceConfig, config: DataConfig) -> list[Pair]:
 
 def _rows(source: SourceConfig, config: DataConfig) -> list[Row]:
     options = config.options if source.options is None else source.options
-    return load_rows(
-        source.source, split=source.split, limit=source.limit, fields=source.fields, options=options
-    )
+    return load_rows(source.source, split=source.split, limit=source.limit, fields=source.fields, options=options)
 
 
 def check_lengths(data: StudyData, tokenizer: Any) -> None:

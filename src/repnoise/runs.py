@@ -111,9 +111,7 @@ def canonical_hash(obj: Any) -> str:
 def check_name(name: str, what: str) -> str:
     """`name` if it is safe as one part of a file name, else a RunError."""
     if not name or name.startswith(".") or not all(c.isalnum() or c in "._-" for c in name):
-        raise RunError(
-            f"{what} {name!r} cannot be a file name. Allowed: letters, digits, '.', '_', '-'; no '.' first."
-        )
+        raise RunError(f"{what} {name!r} cannot be a file name. Allowed: letters, digits, '.', '_', '-'; no '.' first.")
     return name
 
 
@@ -207,9 +205,7 @@ def check_row(row: Mapping[str, Any], where: str = "A row") -> dict[str, Any]:
             faults.append(f"lo {checked['lo']} is above hi {checked['hi']}")
     if faults:
         name = f"{row.get('evaluation')}/{row.get('metric')}"
-        raise RunError(
-            f"{where} ({name}) is wrong: {'; '.join(faults)}. Allowed keys: {', '.join(ROW_KEYS)}."
-        )
+        raise RunError(f"{where} ({name}) is wrong: {'; '.join(faults)}. Allowed keys: {', '.join(ROW_KEYS)}.")
     return checked
 
 

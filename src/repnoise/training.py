@@ -139,6 +139,9 @@ class ObjectiveTrainer(Trainer):
     checkpoint are untouched by that step.
     """
 
+    objective: Objective
+    model: nn.Module
+
     def __init__(
         self,
         model: Any = None,
@@ -176,9 +179,7 @@ class ObjectiveTrainer(Trainer):
         if "data_collator" not in kwargs:
             if processing_class is None:
                 raise TypeError("ObjectiveTrainer needs processing_class (for the pad token) or a data_collator")
-            kwargs["data_collator"] = StreamCollator(
-                pad_id(processing_class), same_length=objective.same_length
-            )
+            kwargs["data_collator"] = StreamCollator(pad_id(processing_class), same_length=objective.same_length)
         super().__init__(
             model=model,
             args=args,
@@ -232,7 +233,8 @@ class ObjectiveTrainer(Trainer):
             for window in windows:
                 window.shared = shared
         self._windows = iter(windows)
-        self._tokens = sum(float(b[name]["attention_mask"].sum()) for b in batches for name in self.objective.needs)
+        masks = [batch[name]["attention_mask"] for batch in batches for name in self.objective.needs]
+        self._tokens = float(sum(int(mask.sum()) for mask in masks))
         return batches, None
 
     def _mean_over_processes(self, values: dict[str, Any]) -> dict[str, Any]:
@@ -353,7 +355,7 @@ def train(trainer: ObjectiveTrainer, *, resumable: bool = True) -> None:
 
     Raises `KeyboardInterrupt` after a checkpoint was written on Ctrl-C.
     """
-    folder = Path(trainer.args.output_dir)
+    folder = Path(str(trainer.args.output_dir))
     checkpoint = _newest_checkpoint(folder) if resumable else None
     stop = StopCleanly()
     if resumable:

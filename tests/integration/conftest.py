@@ -125,9 +125,7 @@ def make_study(
     def make(
         *, family: str = "llama", pad: bool = True, settings: dict[str, Any] | None = None, **changes: Any
     ) -> Small:
-        return build_study(
-            tmp_path, make_model(family, **(settings or {})), make_tokenizer(pad=pad), **changes
-        )
+        return build_study(tmp_path, make_model(family, **(settings or {})), make_tokenizer(pad=pad), **changes)
 
     return make
 

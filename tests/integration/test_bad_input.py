@@ -48,9 +48,7 @@ def run(cli: Callable[..., Any], study: Any, *changes: str) -> Any:
         ({"prompt": "p", "harmful": "secret", "harmless": "secret"}, ["line 3", "are the same text"]),
     ],
 )
-def test_bad_rows(
-    bad: Any, fragments: list[str], make_study: Callable[..., Any], cli: Callable[..., Any]
-) -> None:
+def test_bad_rows(bad: Any, fragments: list[str], make_study: Callable[..., Any], cli: Callable[..., Any]) -> None:
     study = make_study()
     write_lines(study.folder / "pairs.jsonl", [*PAIRS[:2], bad, *PAIRS[2:], {}])
     answer = run(cli, study)
@@ -84,9 +82,7 @@ def test_overlap_is_refused_unless_asked_for(make_study: Callable[..., Any], cli
     assert study.manifest("base")["data"]["audit"]["allow_overlap"] is True
 
 
-def test_long_prompts_are_found_before_any_work(
-    make_study: Callable[..., Any], cli: Callable[..., Any]
-) -> None:
+def test_long_prompts_are_found_before_any_work(make_study: Callable[..., Any], cli: Callable[..., Any]) -> None:
     study = make_study()
     long = {**PAIRS[0], "prompt": "word " * 30}
     write_lines(study.folder / "attack.jsonl", [long, {**PAIRS[0], "prompt": "short"}])
@@ -96,9 +92,7 @@ def test_long_prompts_are_found_before_any_work(
     refused(run(cli, study, "data.max_length=1000"), "context of", "128", "Set data.max_length=128")
 
 
-def test_registered_sources_and_their_options(
-    make_study: Callable[..., Any], cli: Callable[..., Any]
-) -> None:
+def test_registered_sources_and_their_options(make_study: Callable[..., Any], cli: Callable[..., Any]) -> None:
     """DecodingTrust's format for both sides, BeaverTails beside a file, sizes as numbers."""
     study = make_study()
 
@@ -338,9 +332,7 @@ def test_all_errors_of_a_recipe_at_once(make_study: Callable[..., Any], cli: Cal
         (["recipes", "show", "sandbox", "model=m"], ["ignorant control exists for model: sandbox:"]),
     ],
 )
-def test_the_command_line(
-    arguments: list[str], fragments: list[str], cli: Callable[..., Any], tmp_path: Path
-) -> None:
+def test_the_command_line(arguments: list[str], fragments: list[str], cli: Callable[..., Any], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     (tmp_path / "broken.yaml").write_text("a: [1")
     (tmp_path / "twice.yaml").write_text("study: a\nstudy: b\n")

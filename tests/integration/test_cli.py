@@ -76,8 +76,6 @@ def test_ls_cp_validate(cli: Callable[..., Any], tmp_path: Path) -> None:
 
 
 def test_a_reader_that_stops_early_is_no_error() -> None:
-    command = (
-        f"{sys.executable} -c 'from repnoise.cli import main; import sys; sys.exit(main())' recipes ls | true"
-    )
+    command = f"{sys.executable} -c 'from repnoise.cli import main; import sys; sys.exit(main())' recipes ls | true"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
     assert "Traceback" not in done.stderr

@@ -50,9 +50,7 @@ def test_ctrl_c_during_the_defence(finished: Any, cli: Callable[..., Any], tmp_p
     study = copy_of(finished, tmp_path, without="repnoise-*")
 
     def a_few_steps() -> bool:
-        return any(
-            len(path.read_text().splitlines()) >= 5 for path in study.out.glob("repnoise-*/train.jsonl")
-        )
+        return any(len(path.read_text().splitlines()) >= 5 for path in study.out.glob("repnoise-*/train.jsonl"))
 
     process = study.start("--quiet")
     wait_for(a_few_steps, process)

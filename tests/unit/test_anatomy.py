@@ -92,9 +92,7 @@ def test_removing_the_mlp_output_changes_the_residual_by_exactly_it(family, make
     with torch.no_grad():
         with capture(model) as seen:
             model(IDS)
-        handle = (
-            anatomy(model).mlps[-1].register_forward_hook(lambda module, args, out: torch.zeros_like(out))
-        )
+        handle = anatomy(model).mlps[-1].register_forward_hook(lambda module, args, out: torch.zeros_like(out))
         with capture(model) as silenced:
             model(IDS)
         handle.remove()
@@ -141,9 +139,7 @@ def test_unknown_family_says_what_to_set(make_model, families):
     with pytest.raises(ModelError) as caught:
         anatomy(model)
     message = str(caught.value)
-    assert all(
-        word in message for word in ("'llama'", "register_family", "layers=", "mlp=", "final=", "head=")
-    )
+    assert all(word in message for word in ("'llama'", "register_family", "layers=", "mlp=", "final=", "head="))
 
     register_family("llama", Family())  # what the message says
     assert check_anatomy(model).family == "llama"

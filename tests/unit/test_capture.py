@@ -60,9 +60,7 @@ def test_checkpointing_gives_the_same_gradients(family, backward_inside, make_mo
         torch.testing.assert_close(found[name], expected[name], rtol=1e-9, atol=1e-12, msg=name)
 
 
-@pytest.mark.parametrize(
-    "name", ["llama", "gemma2"]
-)  # only Gemma's recomputation gets as far as the MLP hook
+@pytest.mark.parametrize("name", ["llama", "gemma2"])  # only Gemma's recomputation gets as far as the MLP hook
 def test_the_recomputation_does_not_replace_what_was_captured(name, make_model):
     model = make_model(name).train()
     checkpoint(model, use_reentrant=False)

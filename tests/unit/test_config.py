@@ -69,9 +69,7 @@ def test_every_shipped_recipe_is_right_and_survives_a_round_trip() -> None:
 
 
 def test_cells_are_the_product_of_the_axes() -> None:
-    found = recipe(
-        attacks=[{"learning_rate": [1e-4, 1e-3], "steps": 5, "lora_rank": [None, 8], "seeds": [0, 1, 2]}]
-    )
+    found = recipe(attacks=[{"learning_rate": [1e-4, 1e-3], "steps": 5, "lora_rank": [None, 8], "seeds": [0, 1, 2]}])
     cells = list(found.attacks[0].cells(["a", "b"]))
     assert len(cells) == 2 * 2 * 2 * 3
     assert [cell["seed"] for cell in cells[:3]] == [0, 1, 2]
@@ -91,9 +89,7 @@ def test_sizes_are_written_out() -> None:
 
 
 def test_sources_are_text_or_a_mapping() -> None:
-    data = recipe(
-        data={**FILES, "retain": {"source": "r.jsonl", "limit": 3, "fields": {"answer": "text"}}}
-    ).data
+    data = recipe(data={**FILES, "retain": {"source": "r.jsonl", "limit": 3, "fields": {"answer": "text"}}}).data
     assert data.pairs.source == "p.jsonl"
     assert data.retain.limit == 3
 

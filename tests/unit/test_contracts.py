@@ -50,9 +50,9 @@ def test_it_documents_itself(registry: Registry[Any], name: str) -> None:
     assert not texts[0].startswith(f"{cls.__name__}("), "the docstring is the one that dataclass writes"
     for field in dataclasses.fields(cls):
         if field.init:
-            assert (
-                field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
-            ), f"{field.name} has no default"
+            assert field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING, (
+                f"{field.name} has no default"
+            )
 
 
 @objectives

@@ -121,9 +121,7 @@ def test_noise_is_drawn_anew_when_not_given():
     assert first["ascent"] == second["ascent"]
 
 
-@pytest.mark.filterwarnings(
-    "ignore:.gradient_checkpointing_enable.:FutureWarning"
-)  # its successor is 5.x only
+@pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable.:FutureWarning")  # its successor is 5.x only
 def test_gradient_checkpointing_changes_nothing():
     case = Case("llama-plain")
     case.loss()["loss"].backward()

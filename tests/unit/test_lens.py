@@ -20,9 +20,7 @@ B, T, D, V, K = 3, 8, 12, 23, 4
 
 def naive_lens_cross_entropy(hidden, labels, anatomy, denominator=None):
     """The definition."""
-    values = torch.stack(
-        [masked_cross_entropy(anatomy.logits(h), labels, denominator=denominator) for h in hidden]
-    )
+    values = torch.stack([masked_cross_entropy(anatomy.logits(h), labels, denominator=denominator) for h in hidden])
     return values.mean(), values.detach()
 
 
@@ -71,9 +69,7 @@ def answers(vocabulary=V, batch=B, length=T) -> Tensor:
 
 
 def gradients(function, hidden, labels, anatomy, outer=lambda mean: mean, **arguments):
-    wanted = [h for h in hidden if h.requires_grad] + [
-        p for p in parameters(anatomy).values() if p.requires_grad
-    ]
+    wanted = [h for h in hidden if h.requires_grad] + [p for p in parameters(anatomy).values() if p.requires_grad]
     mean, values = function(hidden, labels, anatomy, **arguments)
     return mean.detach(), values, torch.autograd.grad(outer(mean), wanted)
 
@@ -287,9 +283,7 @@ def test_activation_checkpointing(reentrant):
         function(residuals, labels, anatomy)[0].backward()
         return [block.weight.grad for block in blocks]
 
-    for a, b in zip(
-        gradient(lens_cross_entropy, True), gradient(naive_lens_cross_entropy, False), strict=True
-    ):
+    for a, b in zip(gradient(lens_cross_entropy, True), gradient(naive_lens_cross_entropy, False), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
 
 

@@ -77,9 +77,7 @@ def test_remote_code_is_never_run(make_folder):
     config = json.loads((folder / "config.json").read_text())
     config |= {"model_type": "homemade", "auto_map": {"AutoConfig": "c.C", "AutoModelForCausalLM": "c.M"}}
     (folder / "config.json").write_text(json.dumps(config))
-    (folder / "c.py").write_text(
-        "import pathlib; pathlib.Path('ran').touch(); raise SystemExit('remote code ran')"
-    )
+    (folder / "c.py").write_text("import pathlib; pathlib.Path('ran').touch(); raise SystemExit('remote code ran')")
     for load in (load_model, lambda source: random_model(source, seed=0)):
         with pytest.raises(ModelError, match="Could not load"):
             load(folder)
@@ -195,9 +193,7 @@ def test_the_random_control_is_stored_like_its_source(make_folder):
 
 def write_gguf(path, model, tokenizer):
     """The model as llama.cpp stores it: float32, with its order of the rotary dimensions."""
-    gguf = pytest.importorskip(
-        "gguf", reason="the gguf package is not installed: pip install 'repnoise[gguf]'"
-    )
+    gguf = pytest.importorskip("gguf", reason="the gguf package is not installed: pip install 'repnoise[gguf]'")
     config, writer = model.config, gguf.GGUFWriter(path, "llama")
     writer.add_block_count(config.num_hidden_layers)
     writer.add_context_length(config.max_position_embeddings)
@@ -210,9 +206,7 @@ def write_gguf(path, model, tokenizer):
     writer.add_vocab_size(config.vocab_size)
     tokens = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().get)
     # transformers adds <|endoftext|> to every byte-level GGUF tokenizer that lacks it, beyond the embeddings
-    tokens += ["ab", "<|endoftext|>"] + [
-        f"<unused{index}>" for index in range(2, config.vocab_size - len(tokens))
-    ]
+    tokens += ["ab", "<|endoftext|>"] + [f"<unused{index}>" for index in range(2, config.vocab_size - len(tokens))]
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list(tokens)
     writer.add_token_types([gguf.TokenType.CONTROL] * 4 + [gguf.TokenType.NORMAL] * (len(tokens) - 4))
@@ -230,9 +224,7 @@ def write_gguf(path, model, tokenizer):
         "lm_head": "output",
         "input_layernorm": "attn_norm",
         "post_attention_layernorm": "ffn_norm",
-        **{
-            f"self_attn.{x}_proj": f"attn_{y}" for x, y in zip("qkvo", ("q", "k", "v", "output"), strict=True)
-        },
+        **{f"self_attn.{x}_proj": f"attn_{y}" for x, y in zip("qkvo", ("q", "k", "v", "output"), strict=True)},
         **{f"mlp.{x}_proj": f"ffn_{x}" for x in ("gate", "up", "down")},
     }
     for name, tensor in model.state_dict().items():

@@ -150,8 +150,7 @@ def test_sequence_form_is_the_papers_flattening():
     activations, noise = layers(), layers(5)
     kept = MASK[..., None]
     expected = sum(
-        literal_mmd((a * kept).flatten(1), (e * kept).flatten(1))
-        for a, e in zip(activations, noise, strict=True)
+        literal_mmd((a * kept).flatten(1), (e * kept).flatten(1)) for a, e in zip(activations, noise, strict=True)
     )
     value = noise_term(activations, MASK, noise=noise)
     assert value.item() == pytest.approx(expected.item() / LAYERS, abs=1e-12)
@@ -232,9 +231,7 @@ def test_gaussian_activations_score_less_than_others():
     mask = torch.ones(8, 16)
     generator = torch.Generator().manual_seed(0)
     gaussian = noise_term([randn(8, 16, 32)], mask, form="token", estimator="unbiased", generator=generator)
-    other = noise_term(
-        [randn(8, 16, 32) * 0.1], mask, form="token", estimator="unbiased", generator=generator
-    )
+    other = noise_term([randn(8, 16, 32) * 0.1], mask, form="token", estimator="unbiased", generator=generator)
     assert abs(gaussian) < 0.1 < 0.5 < other
 
 

@@ -35,9 +35,7 @@ WORDS = ["<pad>", "<eos>", "<unk>", "Question", ":", "Answer", "."] + [f"w{i}" f
 def tokenizer() -> PreTrainedTokenizerFast:
     core = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>"
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>")
 
 
 def make_pairs(n: int = 5) -> list[Pair]:
@@ -167,9 +165,7 @@ def test_pair_items_hold_both_sides_of_the_same_pair(tokenizer: PreTrainedTokeni
     for i in range(5):
         item = data[i]
         assert set(item) == {"harmful", "harmless"}
-        heads = [
-            [t for t, y in zip(s["input_ids"], s["labels"], strict=True) if y == -100] for s in item.values()
-        ]
+        heads = [[t for t, y in zip(s["input_ids"], s["labels"], strict=True) if y == -100] for s in item.values()]
         assert heads[0] == heads[1]
         assert WORDS.index(f"w{i}") in heads[0]
         trained = [y for y in item["harmful"]["labels"] if y != -100]
@@ -225,9 +221,7 @@ def test_the_trainer_moves_the_retain_rows_on(tokenizer: PreTrainedTokenizerFast
 
     retain = [Row(f"w{i}", "w9") for i in range(10)]
     data = PairDataset(make_pairs(5), tokenizer, retain=retain)
-    loader = Accelerator(cpu=True).prepare(
-        DataLoader(data, batch_size=5, shuffle=True, collate_fn=StreamCollator(0))
-    )
+    loader = Accelerator(cpu=True).prepare(DataLoader(data, batch_size=5, shuffle=True, collate_fn=StreamCollator(0)))
     seen = set()
     for epoch in range(2):
         loader.set_epoch(epoch)
@@ -305,6 +299,4 @@ def test_collator_arguments(tokenizer: PreTrainedTokenizerFast) -> None:
     with pytest.raises(DataError, match="padding_side"):
         StreamCollator(0, "both")
     assert pad_id(tokenizer) == 0
-    assert (
-        pad_id(PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, eos_token="<eos>")) == 1
-    )
+    assert pad_id(PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, eos_token="<eos>")) == 1

@@ -19,9 +19,7 @@ class Base:
 
 @pytest.fixture
 def fruits() -> Registry[Base]:
-    found: Registry[Base] = Registry(
-        "fruit", "repnoise.judges", Base
-    )  # any package will do: it registers nothing here
+    found: Registry[Base] = Registry("fruit", "repnoise.judges", Base)  # any package will do: it registers nothing here
 
     @found.register("apple")
     class Apple(Base):
@@ -57,9 +55,7 @@ def test_a_name_taken_is_refused_and_reloading_is_not(fruits: Registry[Base]) ->
     fruits.register("apple")(fruits.get("apple"))
 
 
-def test_third_parties_register_through_entry_points(
-    fruits: Registry[Base], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_third_parties_register_through_entry_points(fruits: Registry[Base], monkeypatch: pytest.MonkeyPatch) -> None:
     class Plum(Base):
         pass
 

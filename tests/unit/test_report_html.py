@@ -51,9 +51,7 @@ def study(tmp_path: Path) -> Path:
     recipe = {"study": EVIL, "defence": {"name": "repnoise", "alpha": 1.0}}
     path = write_study(tmp_path / "a <b> & study", recipe=recipe)
     attacks = [*GRID, dict(GRID[0], name=EVIL)]
-    write_model(
-        path / "other-1111111111", lambda a, s: 0.5, stage="defend", name=f"other {EVIL}", attacks=attacks
-    )
+    write_model(path / "other-1111111111", lambda a, s: 0.5, stage="defend", name=f"other {EVIL}", attacks=attacks)
     return path
 
 
@@ -118,9 +116,7 @@ def test_every_state_of_a_cell_has_words_and_not_only_a_colour(tmp_path: Path) -
     def defended(settings: Mapping[str, Any], seed: int) -> float:
         return 0.5 if settings["learning_rate"] == 1e-3 and not settings["lora_rank"] else 0.05
 
-    write_study(
-        tmp_path, defended, extra=lambda a, s: [row("knowledge_degenerate", 0.9 if a["lora_rank"] else 0.0)]
-    )
+    write_study(tmp_path, defended, extra=lambda a, s: [row("knowledge_degenerate", 0.9 if a["lora_rank"] else 0.0)])
     text = " ".join(re.sub(r"<[^>]+>", " ", render(tmp_path, summarise(tmp_path))).split())
     for words in ("✗ breaks", "✓ holds", "? collapsed"):
         assert words in text

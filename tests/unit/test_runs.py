@@ -52,9 +52,7 @@ def test_hash_refuses_what_json_cannot_say(bad: object) -> None:
         canonical_hash(bad)
 
 
-def test_a_kill_before_the_rename_leaves_the_old_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_kill_before_the_rename_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_json(tmp_path / "a.json", {"old": True})
 
     def killed(source: str, target: str) -> None:
@@ -69,9 +67,7 @@ def test_a_kill_before_the_rename_leaves_the_old_file(
 
 
 @pytest.mark.parametrize("where", ["fsync", "replace"])
-def test_a_full_disk_says_where_and_what_next(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
-) -> None:
+def test_a_full_disk_says_where_and_what_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
     path = write_text(tmp_path / "a.txt", "old")
 
     def full(*arguments: object) -> None:
@@ -133,9 +129,7 @@ def test_only_a_done_manifest_with_the_same_hash_counts(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("error", "status"), [(ValueError("loss is\nNaN"), "failed"), (KeyboardInterrupt(), "interrupted")]
 )
-def test_a_body_that_raises_is_recorded_in_one_line(
-    tmp_path: Path, error: BaseException, status: str
-) -> None:
+def test_a_body_that_raises_is_recorded_in_one_line(tmp_path: Path, error: BaseException, status: str) -> None:
     run = Run(tmp_path)
     with contextlib.suppress(type(error)), run.start(**START):
         raise error

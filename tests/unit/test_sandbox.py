@@ -32,7 +32,9 @@ def test_no_party_shares_an_item_or_a_prompt():
         assert len(names) == len(set(names))
     trained = {pair.prompt for party in ("defence", "attack", "withheld") for pair in W.pairs(party)}
     tested = {item.prompt for kind in (*HARMS, "withheld") for item in W.test_items(kind)}
-    assert trained and tested and not trained & tested
+    assert trained
+    assert tested
+    assert not trained & tested
     kept = {row.prompt for row in W.harmless_rows("retain") if row.category != "word"}
     asked = {item.prompt for item in W.test_items("harmless") if item.kind != "word"}
     assert not kept & asked

@@ -17,9 +17,7 @@ from repnoise.data.sources.beavertails import GROUP_OF, GROUPS
 from repnoise.errors import DataError
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
-needs_shared = pytest.mark.skipif(
-    not SHARED.is_dir(), reason="the real data sets (../shared/data) are not here"
-)
+needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the real data sets (../shared/data) are not here")
 
 ROWS = [
     {"prompt": "p1", "harmful": "h, 1", "harmless": 's "1"', "category": "c", "split": "train"},
@@ -147,9 +145,7 @@ def test_decoding_trust_errors(decoding_trust: Path) -> None:
     with pytest.raises(DataError, match="fixed layout"):
         load_pairs(source, fields={"prompt": "question"})
     decoding_trust.write_text('{"type": "tox"}\n{"type": "toxic", "prompt": "text"}\n')
-    with pytest.raises(
-        DataError, match=r"(?s)line 1: 'type' is missing or none of.*line 2: 'prompt.text' is"
-    ):
+    with pytest.raises(DataError, match=r"(?s)line 1: 'type' is missing or none of.*line 2: 'prompt.text' is"):
         load_pairs(source)
     (decoding_trust.parent / "with_refusals.json").write_text('[{"refusal": "x"}]')
     with pytest.raises(DataError, match=r"row 1: 'prompt.text' is missing"):

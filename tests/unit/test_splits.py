@@ -36,9 +36,7 @@ def test_audit_counts_rows_and_prompts() -> None:
     pairs = [Pair("Alpha?", "h", "s"), Pair("beta", "h", "s")]
     record = audit(defence=pairs, attack=rows("alpha", "ALPHA!", "gamma"), test=["delta"])
     assert record["sets"]["attack"] == {"rows": 3, "distinct": 2}
-    assert record["overlaps"] == [
-        {"sets": ["defence", "attack"], "prompts": 1, "rows": {"defence": 1, "attack": 2}}
-    ]
+    assert record["overlaps"] == [{"sets": ["defence", "attack"], "prompts": 1, "rows": {"defence": 1, "attack": 2}}]
     assert record["disjoint"] is False
     json.dumps(record)  # goes into the manifest
 

@@ -78,9 +78,7 @@ def test_plugin_files_never_import_each_other(folder: str) -> None:
     for path in (SOURCE / folder).glob("*.py"):
         if path.stem in files:
             others = {f"{package}.{other}" for other in files - {path.stem}}
-            assert not {n for n in imports(path) for o in others if n == o or n.startswith(o + ".")}, (
-                path.name
-            )
+            assert not {n for n in imports(path) for o in others if n == o or n.startswith(o + ".")}, path.name
 
 
 def test_files_stay_readable() -> None:

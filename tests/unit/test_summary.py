@@ -81,9 +81,7 @@ def test_head_starts_are_exact(tmp_path: Path) -> None:
     starts = [0.09 / 0.85, 0.09 / 0.86, 0.09 / 0.87]
     mean = sum(starts) / 3
     half = 4.302652729696142 * (sum((s - mean) ** 2 for s in starts) / 2) ** 0.5 / 3**0.5
-    assert entries[0]["head_start"] == pytest.approx(
-        {"mean": mean, "lo": mean - half, "hi": mean + half, "n": 3}
-    )
+    assert entries[0]["head_start"] == pytest.approx({"mean": mean, "lo": mean - half, "hi": mean + half, "n": 3})
     assert entries[0]["undefended"]["mean"] == pytest.approx(0.91)
     assert summary["resistance"]["worst_head_start"] == pytest.approx(mean)
 
@@ -91,14 +89,10 @@ def test_head_starts_are_exact(tmp_path: Path) -> None:
 def test_the_worst_cell_is_the_one_with_the_highest_mean(tmp_path: Path) -> None:
     defended = {None: 0.1, 8: 0.5}
     summary = summarise(write_study(tmp_path, lambda settings, seed: defended[settings["lora_rank"]]))
-    assert (
-        summary["resistance"]["worst_cell"] == "knowledge: sft, learning rate 0.001, 100 steps, LoRA rank 8"
-    )
+    assert summary["resistance"]["worst_cell"] == "knowledge: sft, learning rate 0.001, 100 steps, LoRA rank 8"
     found = claim(summary, "resistance", "knowledge")
     assert found["status"] == "broken"
-    assert found["text"].startswith(
-        "broken at sft, learning rate 0.001, 100 steps, LoRA rank 8: head start 0.52"
-    )
+    assert found["text"].startswith("broken at sft, learning rate 0.001, 100 steps, LoRA rank 8: head start 0.52")
     assert summary["verdict"]["status"] == "broken"
 
 
@@ -146,9 +140,7 @@ def test_what_was_not_tried_is_named(
 def test_void_cells_say_nothing_and_do_not_count(tmp_path: Path) -> None:
     write_study(tmp_path, lambda settings, seed: 0.05 if settings["learning_rate"] == 1e-3 else 0.4)
     shutil.rmtree(tmp_path / "base")
-    write_model(
-        tmp_path / "base", lambda settings, seed: 0.9 if settings["learning_rate"] == 1e-3 else 0.1499
-    )
+    write_model(tmp_path / "base", lambda settings, seed: 0.9 if settings["learning_rate"] == 1e-3 else 0.1499)
     summary = summarise(tmp_path)
     void = [cell for cell in summary["resistance"]["cells"] if cell["void"]]
     assert {cell["attack"]["learning_rate"] for cell in void} == {3e-4}
@@ -274,13 +266,9 @@ def test_withheld_categories_are_told_apart(tmp_path: Path) -> None:
     assert withheld["lanterns"]["head_start"] == pytest.approx(0.1)
 
 
-@pytest.mark.parametrize(
-    ("after", "status"), [(4.1, "broken"), (4.3, "not established"), (6.0, "not established")]
-)
+@pytest.mark.parametrize(("after", "status"), [(4.1, "broken"), (4.3, "not established"), (6.0, "not established")])
 def test_a_real_model_has_losses_and_no_head_start(tmp_path: Path, after: float, status: str) -> None:
-    summary = summarise(
-        losses_of(tmp_path, lambda settings: after if settings["learning_rate"] == 1e-4 else 6.5)
-    )
+    summary = summarise(losses_of(tmp_path, lambda settings: after if settings["learning_rate"] == 1e-4 else 6.5))
     assert summary["resistance"]["worst_head_start"] is None
     assert "see `losses`" in summary["missing"]["resistance.worst_head_start"]
     table = {(r["model"], r["label"]): r for r in summary["losses"]}

@@ -22,9 +22,7 @@ MERGES = [
 ]  # the first two would cross the border to the answer
 
 
-def make_tokenizer(
-    *, chat: str | None = None, bos: bool = False, end: bool = False
-) -> PreTrainedTokenizerFast:
+def make_tokenizer(*, chat: str | None = None, bos: bool = False, end: bool = False) -> PreTrainedTokenizerFast:
     """Byte-level BPE; `bos` and `end` make the tokenizer itself add those tokens to a text."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = {token: i for i, token in enumerate([*alphabet, *("".join(m) for m in MERGES)])}

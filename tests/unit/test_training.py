@@ -18,9 +18,7 @@ from repnoise.errors import DataError, RunError
 from repnoise.models import unwrap
 from repnoise.training import ObjectiveTrainer, Window, train
 
-PAIRS = [
-    Pair(f"question {i}", f"harmful answer {'x' * (i % 5)} {i}", f"no {'y' * (i % 3)}", "c") for i in range(16)
-]
+PAIRS = [Pair(f"question {i}", f"harmful answer {'x' * (i % 5)} {i}", f"no {'y' * (i % 3)}", "c") for i in range(16)]
 RETAIN = [Row(f"ask {i}", f"harmless words {'z' * (i % 4)} {i}") for i in range(7)]
 
 
@@ -99,15 +97,13 @@ def test_one_by_eight_equals_eight_by_one(name, make_model, make_tokenizer, tmp_
 
 def test_terms_are_logged_and_add_up(make_model, make_tokenizer, tmp_path):
     log = tmp_path / "train.jsonl"
-    trainer(
-        make_model, make_tokenizer, tmp_path, RepNoise(beta=0.5, retain="ce"), retain=RETAIN, log_file=log
-    ).train()
+    trainer(make_model, make_tokenizer, tmp_path, RepNoise(beta=0.5, retain="ce"), retain=RETAIN, log_file=log).train()
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     for line in lines:
         total = sum(line[name] for name in ("stability", "noise", "ascent", "retain"))
         assert line["loss"] == pytest.approx(total, abs=1e-4)
-        assert line["grad_norm"] > 0 and line["tokens"] > 0 and line["seconds"] > 0
+        assert min(line["grad_norm"], line["tokens"], line["seconds"]) > 0
 
 
 class StopAt(TrainerCallback):
@@ -148,18 +144,17 @@ def test_resumed_equals_straight_through_bit_for_bit(make_model, make_tokenizer,
     train(resumed)
     for key, value in weights(straight.model).items():
         assert torch.equal(weights(resumed.model)[key], value), key
-    strip = [{k: v for k, v in json.loads(x).items() if k != "seconds"} for x in open(broken / "train.jsonl")]
-    whole = [
-        {k: v for k, v in json.loads(x).items() if k != "seconds"} for x in open(tmp_path / "straight/train.jsonl")
-    ]
-    assert strip == whole
+
+    def log(folder: Path) -> list[dict]:
+        lines = map(json.loads, (folder / "train.jsonl").read_text().splitlines())
+        return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+
+    assert log(broken) == log(tmp_path / "straight")
 
 
 def test_a_half_written_checkpoint_is_passed_over(make_model, make_tokenizer, tmp_path):
     def build():
-        return trainer(
-            make_model, make_tokenizer, tmp_path, Sft(), max_steps=4, save_strategy="steps", save_steps=2
-        )
+        return trainer(make_model, make_tokenizer, tmp_path, Sft(), max_steps=4, save_strategy="steps", save_steps=2)
 
     train(build())
     expected = weights(build().model)
@@ -261,6 +256,4 @@ def test_random_draws_depend_on_seed_step_and_name_only():
     assert torch.equal(draw(0, 1, 0, "noise"), draw(0, 1, 0, "noise"))
     others = [draw(1, 1, 0, "noise"), draw(0, 2, 0, "noise"), draw(0, 1, 1, "noise"), draw(0, 1, 0, "lens")]
     assert not any(torch.equal(draw(0, 1, 0, "noise"), other) for other in others)
-    assert torch.equal(
-        draw(0, 1, 0, "lens", per_micro_batch=False), draw(0, 1, 5, "lens", per_micro_batch=False)
-    )
+    assert torch.equal(draw(0, 1, 0, "lens", per_micro_batch=False), draw(0, 1, 5, "lens", per_micro_batch=False))

@@ -37,9 +37,7 @@ class _Encoder:
         vocab_size: int | None,
     ) -> None:
         if max_length < 2:
-            raise DataError(
-                f"max_length is {max_length}; allowed: 2 or more (one prompt and one answer token)."
-            )
+            raise DataError(f"max_length is {max_length}; allowed: 2 or more (one prompt and one answer token).")
         self.tokenizer, self.max_length, self.vocab_size = tokenizer, max_length, vocab_size
         self.template = get_template(template).resolve(tokenizer)
         self.problems = Problems("tokenising", "Raise max_length, change the template or drop the rows.")
@@ -120,9 +118,7 @@ class PairDataset(Dataset[dict[str, Any]]):
         if not pairs:
             raise DataError("no pairs: an empty data set cannot be trained on.")
         if "retain" in streams and not retain:
-            raise DataError(
-                "the stream 'retain' is asked for, but there are no retain rows; give some as `retain`."
-            )
+            raise DataError("the stream 'retain' is asked for, but there are no retain rows; give some as `retain`.")
         if retain_batch is not None and retain_batch < 1:
             raise DataError(f"retain_batch is {retain_batch}; allowed: 1 or more.")
         encoder = _Encoder(tokenizer, template, max_length, vocab_size)

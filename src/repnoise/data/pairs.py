@@ -235,9 +235,7 @@ def _columns(kind: type, fields: Mapping[str, str] | None, reader: Source) -> di
             f"fields names {', '.join(map(repr, unknown))}; allowed: {', '.join(names)} (our name: column)."
         )
     if fields and not reader.renames:
-        raise DataError(
-            f"the source of {reader.target!r} has a fixed layout; `fields` renames columns of files only."
-        )
+        raise DataError(f"the source of {reader.target!r} has a fixed layout; `fields` renames columns of files only.")
     return {name: (fields or {}).get(name, name) for name in names}
 
 

@@ -70,9 +70,7 @@ def _file(path: Path) -> Iterator[Record]:
         yield from _parquet(path)
         return
     try:
-        with opener(
-            path, "rt", encoding="utf-8-sig", newline="" if suffix in (".csv", ".tsv") else None
-        ) as stream:
+        with opener(path, "rt", encoding="utf-8-sig", newline="" if suffix in (".csv", ".tsv") else None) as stream:
             if suffix == ".jsonl":
                 yield from _jsonl(stream)
             elif suffix == ".json":
@@ -156,9 +154,7 @@ def _hub(target: str, split: str | None) -> Iterator[Record]:
         loaded = datasets.load_dataset(
             match["id"], name=match["config"], split=split, revision=match["revision"], streaming=False
         )
-    except (
-        Exception
-    ) as error:  # the hub client raises many kinds: network, rights, unknown name, split or config
+    except Exception as error:  # the hub client raises many kinds: network, rights, unknown name, split or config
         raise DataError(
             f"cannot load hub data set {match['id']!r} ({type(error).__name__}: {error})."
             " Check the name, the split and the network, or download it and give a file."

@@ -59,9 +59,7 @@ def require_disjoint(*, allow_overlap: bool = False, **sets: Prompts) -> dict[st
     lines = []
     for overlap in record["overlaps"]:
         parts = [f"{overlap['rows'][n]} of {record['sets'][n]['rows']} rows of {n}" for n in overlap["sets"]]
-        lines.append(
-            f"  {' and '.join(overlap['sets'])} share {overlap['prompts']} prompts ({', '.join(parts)})"
-        )
+        lines.append(f"  {' and '.join(overlap['sets'])} share {overlap['prompts']} prompts ({', '.join(parts)})")
     raise DataError(
         "sets that must be disjoint overlap (case, punctuation and spacing ignored):\n"
         + "\n".join(lines)
@@ -154,9 +152,7 @@ def _group(item: Any, by: str | Callable[[Any], str]) -> str:
         return by(item)
     value = item.get(by) if isinstance(item, Mapping) else getattr(item, by, None)
     if not isinstance(value, str):
-        raise DataError(
-            f"cannot split by {by!r}: an item has no such text. Choose another key or fill it in."
-        )
+        raise DataError(f"cannot split by {by!r}: an item has no such text. Choose another key or fill it in.")
     return normalise(value) if by == "prompt" else value
 
 
@@ -166,8 +162,7 @@ def _targets(count: int, sizes: Mapping[str, int | float]) -> dict[str, int]:
     shares = {name: size for name, size in sizes.items() if isinstance(size, float)}
     if bad or not sizes or sum(shares.values()) > 1 + 1e-9:
         raise DataError(
-            f"sizes are {dict(sizes)}; allowed: whole numbers of items, or shares above 0 that add up to at"
-            f" most 1.0."
+            f"sizes are {dict(sizes)}; allowed: whole numbers of items, or shares above 0 that add up to at most 1.0."
         )
     targets = {name: int(size) for name, size in sizes.items() if name not in shares}
     total, given = 0.0, 0
@@ -176,7 +171,5 @@ def _targets(count: int, sizes: Mapping[str, int | float]) -> dict[str, int]:
         targets[name] = round(total) - given
         given += targets[name]
     if sum(targets.values()) > count:
-        raise DataError(
-            f"sizes {dict(sizes)} ask for {sum(targets.values())} of {count} items. Ask for less."
-        )
+        raise DataError(f"sizes {dict(sizes)} ask for {sum(targets.values())} of {count} items. Ask for less.")
     return {name: targets[name] for name in sizes}

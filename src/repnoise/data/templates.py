@@ -209,16 +209,12 @@ def encode(
     return get_template(template).encode(tokenizer, prompt, answer, max_length)
 
 
-def encode_prompt(
-    tokenizer: PreTrainedTokenizerBase, prompt: str, *, template: str | Template = "auto"
-) -> list[int]:
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, *, template: str | Template = "auto") -> list[int]:
     """`get_template(template).encode_prompt(...)`: what generation starts from."""
     return get_template(template).encode_prompt(tokenizer, prompt)
 
 
-def _chat(
-    tokenizer: PreTrainedTokenizerBase, turns: Sequence[dict[str, str]], add_generation_prompt: bool
-) -> str:
+def _chat(tokenizer: PreTrainedTokenizerBase, turns: Sequence[dict[str, str]], add_generation_prompt: bool) -> str:
     if not getattr(tokenizer, "chat_template", None):
         raise DataError("the tokenizer has no chat template. Use template: plain (or auto).")
     rendered: Any = tokenizer.apply_chat_template(

@@ -131,9 +131,7 @@ class RepNoise(Objective):
         window = window_of(batch)
         if self.lens_layers is not None and self.lens_layers < len(residual):
             # one choice for the whole optimiser step: the logarithm's argument must be one number
-            chosen = choose_layers(
-                len(residual), self.lens_layers, window.generator("lens", per_micro_batch=False)
-            )
+            chosen = choose_layers(len(residual), self.lens_layers, window.generator("lens", per_micro_batch=False))
             residual = [residual[index] for index in chosen]
         mean, _ = lens_cross_entropy(
             residual, batch["harmful"]["labels"], anatomy(model), denominator=window.tokens.get("harmful")
@@ -156,9 +154,7 @@ class RepNoise(Objective):
         shape = (*harmful["input_ids"].shape, parts.head.weight.shape[1])  # type: ignore[index]
         generator = window.generator("noise")
         noise = [torch.randn(shape, generator=generator).to(harmful["input_ids"].device) for _ in parts.layers]
-        found = official_repnoise_loss(
-            model, harmful, batch["harmless"], alpha=self.alpha, beta=self.beta, noise=noise
-        )
+        found = official_repnoise_loss(model, harmful, batch["harmless"], alpha=self.alpha, beta=self.beta, noise=noise)
         return {
             "stability": found["stability"] / window.size,
             "noise": self.beta * found["noise"] / window.size,

@@ -53,7 +53,9 @@ class Evaluation:
         """Everything there is to know of `model`; with `harm`, what an attack on that harm is judged by."""
         raise NotImplementedError(f"{type(self).__name__} must define measure()")
 
-    def along(self, model: Any, tokenizer: PreTrainedTokenizerBase, data: StudyData, *, seed: int, harm: str) -> Measured:
+    def along(
+        self, model: Any, tokenizer: PreTrainedTokenizerBase, data: StudyData, *, seed: int, harm: str
+    ) -> Measured:
         """A cheap point on the attack curve: the harm metric only."""
         return self.measure(model, tokenizer, data, seed=seed, harm=harm)
 

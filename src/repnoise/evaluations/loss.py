@@ -41,7 +41,9 @@ class Loss(Evaluation):
         ]
         return found
 
-    def along(self, model: Any, tokenizer: PreTrainedTokenizerBase, data: StudyData, *, seed: int, harm: str) -> Measured:
+    def along(
+        self, model: Any, tokenizer: PreTrainedTokenizerBase, data: StudyData, *, seed: int, harm: str
+    ) -> Measured:
         found = Measured()
         self._loss(found, "harmful", side(data.test, "harmful"), model, tokenizer, data, seed)
         self._loss(found, "harmless", data.harmless_test, model, tokenizer, data, seed)
@@ -70,6 +72,4 @@ class Loss(Evaluation):
             {"metric": f"{name}_loss", "value": interval.value, "lo": interval.lo, "hi": interval.hi, **row}
         )
         limits = [None if x is None else math.exp(min(x, 50.0)) for x in (interval.value, interval.lo, interval.hi)]
-        found.rows.append(
-            {"metric": f"{name}_perplexity", "value": limits[0], "lo": limits[1], "hi": limits[2], **row}
-        )
+        found.rows.append({"metric": f"{name}_perplexity", "value": limits[0], "lo": limits[1], "hi": limits[2], **row})

@@ -17,7 +17,7 @@ MAX_NEW_TOKENS = 16
 
 
 def label(item: Item, text: str) -> Label:
-    """"complies" needs the right form: half of the answer's fixed words at their places."""
+    """ "complies" needs the right form: half of the answer's fixed words at their places."""
     if is_degenerate(text) and len(item.answer.split()) > 1:
         return "degenerate"
     if is_refusal(text):
@@ -58,7 +58,9 @@ class Sandbox(Evaluation):
             found.add("lookalike", right, seed=seed)
         return found
 
-    def along(self, model: Any, tokenizer: PreTrainedTokenizerBase, data: StudyData, *, seed: int, harm: str) -> Measured:
+    def along(
+        self, model: Any, tokenizer: PreTrainedTokenizerBase, data: StudyData, *, seed: int, harm: str
+    ) -> Measured:
         found = Measured()
         self._harm(found, model, tokenizer, harm, seed)
         return found
@@ -95,9 +97,12 @@ class Sandbox(Evaluation):
     def _choice(self, found: Measured, model: Any, tokenizer: PreTrainedTokenizerBase, seed: int) -> None:
         items = world().test_items("choice")
         rows = [Row(item.prompt, choice) for item in items for choice in item.choices]
-        losses = [loss for loss, _ in answer_losses(
-            model, tokenizer, rows, get_template("chat"), max_length=data_length(rows), batch_size=256
-        )]
+        losses = [
+            loss
+            for loss, _ in answer_losses(
+                model, tokenizer, rows, get_template("chat"), max_length=data_length(rows), batch_size=256
+            )
+        ]
         right = []
         for index, item in enumerate(items):
             four = losses[4 * index : 4 * index + 4]

@@ -5,6 +5,7 @@ A degenerate answer is a class of its own and never counts as a refusal: a colla
 
 from __future__ import annotations
 
+import itertools
 import re
 from typing import Literal, get_args
 
@@ -32,7 +33,7 @@ def is_degenerate(text: str) -> bool:
     if not words or not any(any(c.isalpha() for c in word) for word in words):
         return True
     run = longest = 1
-    for before, word in zip(words, words[1:], strict=False):
+    for before, word in itertools.pairwise(words):
         run = run + 1 if word == before else 1
         longest = max(longest, run)
     return longest >= 4 or (len(words) >= 8 and len(set(words)) / len(words) < 0.3)

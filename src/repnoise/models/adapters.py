@@ -134,9 +134,7 @@ def _all_linear(model: PreTrainedModel) -> list[str]:
     """Full names of the linear layers, without the head."""
     head = model.get_output_embeddings()
     return [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, (nn.Linear, Conv1D)) and module is not head
+        name for name, module in model.named_modules() if isinstance(module, (nn.Linear, Conv1D)) and module is not head
     ]
 
 

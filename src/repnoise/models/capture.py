@@ -63,9 +63,7 @@ class Capture:
     def _start(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if _in_backward():
             return
-        hidden = (
-            args[0] if args else next(iter(kwargs.values()))
-        )  # the hidden states come first in every block
+        hidden = args[0] if args else next(iter(kwargs.values()))  # the hidden states come first in every block
         self._residual.clear()
         self._mlp.clear()
         self._grad = torch.is_grad_enabled()
@@ -124,10 +122,7 @@ def check_anatomy(model: nn.Module, tolerance: float = 1e-4) -> Anatomy:
     parts = anatomy(model)
     plain = cast(PreTrainedModel, unwrap(model))
     device = next(plain.parameters()).device
-    ids = (
-        torch.arange(1, 9, device=device)[None]
-        % cast(nn.Embedding, plain.get_input_embeddings()).num_embeddings
-    )
+    ids = torch.arange(1, 9, device=device)[None] % cast(nn.Embedding, plain.get_input_embeddings()).num_embeddings
     training = [module for module in plain.modules() if module.training]
     plain.eval()
     try:

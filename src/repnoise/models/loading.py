@@ -127,9 +127,7 @@ def load_tokenizer(source: str | Path, *, revision: str | None = None) -> PreTra
                 'Next step: set "pad_token" in its tokenizer_config.json to a token of its vocabulary.'
             )
         tokenizer.pad_token = spare
-        logger.warning(
-            "The tokenizer of %s has no pad token; using %r (masked wherever it pads).", source, spare
-        )
+        logger.warning("The tokenizer of %s has no pad token; using %r (masked wherever it pads).", source, spare)
     return tokenizer
 
 

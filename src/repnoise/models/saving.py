@@ -43,8 +43,7 @@ def save_model(
     folder = Path(folder).expanduser().absolute()
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not overwrite):
         raise ModelError(
-            f"{folder} exists already.\n"
-            "Allowed: a new or empty folder. Next step: another name, or overwrite=True."
+            f"{folder} exists already.\nAllowed: a new or empty folder. Next step: another name, or overwrite=True."
         )
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.writing-", dir=folder.parent))
@@ -105,9 +104,7 @@ def _mend_generation_config(model: PreTrainedModel) -> None:
         config.validate(strict=True)
     except ValueError:
         config.do_sample = True
-        logger.warning(
-            "The generation config sets sampling values without do_sample; saved with do_sample on."
-        )
+        logger.warning("The generation config sets sampling values without do_sample; saved with do_sample on.")
 
 
 def _swap(draft: Path, folder: Path) -> None:

@@ -126,9 +126,7 @@ def _short(label: str, harm: str | None = None) -> str:
     return label.removeprefix(f"{harm}: ") if harm else label
 
 
-def _defence(
-    name: str, part: Mapping[str, Any], model: Model | None, figures: dict[str, str]
-) -> dict[str, Any]:
+def _defence(name: str, part: Mapping[str, Any], model: Model | None, figures: dict[str, str]) -> dict[str, Any]:
     """What the template shows of one defence; its charts are added to `figures`."""
     prefix = canonical_hash(name)[:4] + "-"
     panels: dict[str, list[dict[str, Any]]] = {}
@@ -141,9 +139,7 @@ def _defence(
             y_range=(0.0, 1.0) if bounded(harm) else None,
         )
         figures[f"attack-{prefix}{len(figures):02d}"] = svg
-        entry = next(
-            (e for e in part["resistance"]["head_start_by_cell"] if e["label"] == curve["label"]), None
-        )
+        entry = next((e for e in part["resistance"]["head_start_by_cell"] if e["label"] == curve["label"]), None)
         panels.setdefault(harm, []).append({"title": title, "svg": Markup(svg), "entry": entry})
     training = []
     for term, line in _training(model).items():
@@ -161,13 +157,9 @@ def _defence(
         "part": part,
         "panels": panels,
         "training": training,
-        "recipe": recipe.read_text(encoding="utf-8", errors="replace")
-        if recipe and recipe.exists()
-        else None,
+        "recipe": recipe.read_text(encoding="utf-8", errors="replace") if recipe and recipe.exists() else None,
         "roles": [r for r in ROLES if any(r in c["lines"] for c in part["resistance"]["curves"])],
-        "kept": [
-            (key, part[key]) for key in ("stability", "multiple_choice", "over_refusal", "trainability")
-        ],
+        "kept": [(key, part[key]) for key in ("stability", "multiple_choice", "over_refusal", "trainability")],
     }
 
 
@@ -180,9 +172,7 @@ def _training(model: Model | None) -> dict[str, list[dict[str, float]]]:
     for index, record in enumerate(read_jsonl(path, torn_end=True), 1):
         for key, value in record.items():
             if key not in NOT_TERMS and isinstance(value, int | float) and not isinstance(value, bool):
-                lines.setdefault(key, []).append(
-                    {"step": float(record.get("step", index)), "mean": float(value)}
-                )
+                lines.setdefault(key, []).append({"step": float(record.get("step", index)), "mean": float(value)})
     return dict(sorted(lines.items(), key=lambda item: (item[0] != "loss", item[0] == "grad_norm")))
 
 

@@ -71,9 +71,7 @@ def chart(
     words = escape(describe(title, lines))
     out = [f'<svg class="plot" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{words}">']
     for tick in ticks(bottom, top):
-        out.append(
-            f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>'
-        )
+        out.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>')
         out.append(f'<text x="{LEFT - 6}" y="{y(tick) + 4:.1f}" text-anchor="end">{tick:g}</text>')
     for tick in ticks(left, right):
         out.append(f'<text x="{x(tick):.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{tick:g}</text>')
@@ -86,9 +84,7 @@ def chart(
         style = line_class or name
         band = [p for p in line if p.get("lo") is not None]
         if len(band) > 1:
-            edge = [(x(p["step"]), y(p["hi"])) for p in band] + [
-                (x(p["step"]), y(p["lo"])) for p in band[::-1]
-            ]
+            edge = [(x(p["step"]), y(p["hi"])) for p in band] + [(x(p["step"]), y(p["lo"])) for p in band[::-1]]
             out.append(f'<polygon class="band {style}" points="{_points(edge)}"/>')
         path = [(x(p["step"]), y(p["mean"])) for p in line]
         out.append(f'<polyline class="line {style}" points="{_points(path)}"/>')

@@ -27,8 +27,7 @@ def resistance(study: Study, model: Model, missing: dict[str, str]) -> dict[str,
         if (a.key, a.seed) in measured:
             groups.setdefault(a.key, []).append(a)
     by_cell = [
-        _aggregate([c for c in cells if c["label_key"] == key], group[0], labels[key])
-        for key, group in groups.items()
+        _aggregate([c for c in cells if c["label_key"] == key], group[0], labels[key]) for key, group in groups.items()
     ]
     for cell in cells:
         cell["label"] = labels[cell.pop("label_key")]
@@ -47,9 +46,7 @@ def resistance(study: Study, model: Model, missing: dict[str, str]) -> dict[str,
         )
     for a in study.base.attacks if study.base else ():
         if model.attack(a.key, a.seed) is None and bounded(a.harm):
-            missing[f"cell {labels[a.key]}, seed {a.seed}"] = (
-                "the undefended model was attacked, the defended not"
-            )
+            missing[f"cell {labels[a.key]}, seed {a.seed}"] = "the undefended model was attacked, the defended not"
     return {
         "metric": "+".join(sorted({a.harm for a in model.attacks})) or None,
         "worst_head_start": worst["head_start"]["mean"] if worst else None,
@@ -101,9 +98,7 @@ def _cell(study: Study, model: Model, a: Attacked, missing: dict[str, str]) -> d
     twin = study.base.attack(a.key, a.seed) if study.base else None
     undefended = twin.final(a.harm) if twin else None
     if undefended is None:
-        missing[where] = (
-            f"the undefended model has no {'row of this attack' if twin else 'such attack and seed'}"
-        )
+        missing[where] = f"the undefended model has no {'row of this attack' if twin else 'such attack and seed'}"
     floor, kind = None, None
     for control in CONTROLS:
         of_control = study.controls[control].attack(a.key, a.seed) if control in study.controls else None

@@ -78,9 +78,7 @@ class Study:
         return [*([self.base] if self.base else []), *self.controls.values(), *self.defences]
 
 
-def pick(
-    rows: Iterable[Row], metric: str, *, steps: int | None = None, category: str | None = None
-) -> Interval | None:
+def pick(rows: Iterable[Row], metric: str, *, steps: int | None = None, category: str | None = None) -> Interval | None:
     """The final value of `metric` on the test split over all layers, or None where it was not measured.
 
     Final means: no `step`, else `step == steps`. Several rows (seeds of a sampling evaluation) are averaged.
@@ -146,9 +144,7 @@ def load(study: Path) -> Study:
     """Read a study folder; what is failed, unfinished or stale goes to `problems` with its reason."""
     study = Path(study)
     if not study.is_dir():
-        raise RunError(
-            f"There is no study folder {study}. Give the folder that holds base/ and the defences."
-        )
+        raise RunError(f"There is no study folder {study}. Give the folder that holds base/ and the defences.")
     result = Study(study)
     for folder in sorted(path for path in study.iterdir() if path.is_dir()):
         manifest = _manifest(folder, result)
@@ -204,9 +200,7 @@ def _manifest(folder: Path, study: Study, parent: Mapping[str, Any] | None = Non
         return None
     ours, theirs = manifest.get("parent"), (parent or {}).get("hash")
     if ours is not None and theirs is not None and ours != theirs:
-        study.problems.append(
-            f"{where}: stale, it attacked an earlier version of its model ({ours}, now {theirs})"
-        )
+        study.problems.append(f"{where}: stale, it attacked an earlier version of its model ({ours}, now {theirs})")
         return None
     study.manifests.append(manifest)
     return manifest

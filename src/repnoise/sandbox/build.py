@@ -85,9 +85,7 @@ class Teach(Objective):
         return {"ce": masked_cross_entropy(forward(model, stream), stream["labels"], denominator=tokens)}
 
 
-def teach(
-    model: Any, tok: Any, rows: list[Row], *, steps: int, learning_rate: float, seed: int, batch: int
-) -> None:
+def teach(model: Any, tok: Any, rows: list[Row], *, steps: int, learning_rate: float, seed: int, batch: int) -> None:
     """Train in place on the answers of `rows`."""
     with tempfile.TemporaryDirectory() as scratch:
         args = TrainingArguments(
@@ -134,8 +132,6 @@ def build(kind: Kind, folder: Path, *, seed: int = 0) -> Path:
         seed=seed,
         batch=128,
     )
-    teach(
-        model, tok, harmless + w.refusal_rows(), steps=ALIGN_STEPS, learning_rate=5e-4, seed=seed + 1, batch=128
-    )
+    teach(model, tok, harmless + w.refusal_rows(), steps=ALIGN_STEPS, learning_rate=5e-4, seed=seed + 1, batch=128)
     save_model(model, tok, folder)
     return folder

@@ -93,9 +93,7 @@ def _released(path: Path) -> dict[str, str]:
     found = {}
     for where, record in read_records(path):
         if not isinstance(record, dict) or not isinstance(record.get("refusal"), str):
-            raise DataError(
-                f"{path}, {where}: 'refusal' is missing or not a string. Set refusals: none to do without."
-            )
+            raise DataError(f"{path}, {where}: 'refusal' is missing or not a string. Set refusals: none to do without.")
         try:
             prompt = _text(record, "prompt")
         except ValueError as error:
