@@ -235,6 +235,25 @@ def report(
     _print(result, as_json, lambda: _outcome_text(result))
 
 
+@app.command()
+def convert(
+    source: Annotated[str, typer.Argument(help="A hub id, a folder or a GGUF file.", show_default=False)],
+    to: Annotated[Path, typer.Argument(help="A folder that does not exist yet.", show_default=False)],
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or auto.")] = "float32",
+    as_json: AsJson = False,
+) -> None:
+    """Read a model and write it as safetensors with its tokenizer.
+
+    Example: repnoise convert model.gguf my-model
+    """
+    _hide_loading_bars()
+    from .models import check_fits, load_model, load_tokenizer, save_model
+
+    model, tokenizer = load_model(source, dtype=dtype), load_tokenizer(source)
+    check_fits(model, tokenizer)
+    _print({"model": str(save_model(model, tokenizer, to))}, as_json)
+
+
 @recipes_app.command("ls")
 def recipes_ls(as_json: AsJson = False) -> None:
     """What exists.

@@ -313,7 +313,7 @@ def test_all_errors_of_a_recipe_at_once(make_study: Callable[..., Any], cli: Cal
         (["run", "sandbx"], ["there is no recipe 'sandbx'", "Did you mean 'sandbox'?", ".yaml"]),
         (["run", "nowhere.yaml"], ["there is no recipe file nowhere.yaml", "sandbox"]),
         (["run", "sandbox", "alpha"], ["'alpha' is not an override", "dotted.key=value"]),
-        (["run", "sandbox", "attacks.7.steps=3"], ["attacks is a list", "from 0 to 0"]),
+        (["run", "sandbox", "attacks.7.steps=3"], ["attacks is a list", "from 0 to 1"]),
         (["run", "sandbox", "study.x.y=3"], ["study is a plain value"]),
         (["run", "sandbox", "curve=[1"], ["is not YAML"]),
         (

@@ -101,5 +101,5 @@ def test_what_a_hash_depends_on(study_of: Callable[..., Study]) -> None:
 
 
 def test_withheld_harm_is_attacked_on_request_only(study_of: Callable[..., Study]) -> None:
-    assert {cell["harm"] for cell in study_of("attacks.0.harm=null").cells()} == {"knowledge", "behaviour"}
+    assert {cell["harm"] for cell in study_of("attacks=[{name: sft}]").cells()} == {"knowledge", "behaviour"}
     assert {cell["harm"] for cell in study_of("attacks.0.harm=withheld").cells()} == {"withheld"}
