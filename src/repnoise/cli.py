@@ -104,7 +104,9 @@ def _outcome(folder: Path, defence: Path | None = None) -> dict[str, Any]:
 def _outcome_text(result: dict[str, Any]) -> str:
     worst = result["worst_head_start"]
     lines = ["worst head start: " + ("not measured" if worst is None else f"{worst:.2f}")]
-    lines += [f"  {claim['claim']}: {claim['status']}" for claim in (result["verdict"] or {}).get("claims", [])]
+    for claim in (result["verdict"] or {}).get("claims", []):
+        to = f" to {claim['harm']} harm" if claim.get("harm") else ""
+        lines.append(f"  {claim['claim'].replace('_', '-')}{to}: {claim['status']}")
     return "\n".join([*lines, f"report: {result['report']}"])
 
 

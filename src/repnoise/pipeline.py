@@ -244,11 +244,10 @@ class Study:
         run, digest = self.attack_run(target, cell)
         if self.is_attacked(target, cell):
             return
-        settings = {key: value for key, value in cell.items() if key not in ("seed", "train")}
+        settings = {key: value for key, value in cell.items() if key != "seed" and (key != "train" or value)}
         seed, harm = cell["seed"], cell["harm"]
-        options = {
-            k: v for k, v in settings.items() if k not in ("name", "harm", "learning_rate", "steps", "batch_size")
-        }
+        axes = ("name", "harm", "learning_rate", "steps", "batch_size", "train")
+        options = {key: value for key, value in settings.items() if key not in axes}
         with run.start(
             stage="attack",
             name=cell["name"],

@@ -10,13 +10,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
+from transformers import AutoModelForCausalLM
 
 from repnoise.config import check_recipe, recipe_names
 
 HEAVY = ("torch", "transformers", "datasets", "numpy", "scipy", "matplotlib")
 VERBS = (
-    *("", "demo", "run", "defend", "attack", "evaluate", "report", "recipes", "sandbox"),
+    *("", "demo", "run", "defend", "attack", "evaluate", "report", "convert", "recipes", "sandbox"),
     *("recipes ls", "recipes show", "recipes cp", "recipes validate", "sandbox build"),
 )
 NO_EXAMPLE = ("", "recipes", "sandbox")
@@ -39,7 +41,7 @@ print(json.dumps({{"texts": texts, "heavy": heavy}}))
     assert found["heavy"] == []
     for verb, text in found["texts"].items():
         assert verb in NO_EXAMPLE or f"repnoise {verb}" in text.replace("Usage: repnoise", ""), verb
-    for verb in VERBS[1:9]:
+    for verb in VERBS[1:10]:
         assert verb in found["texts"][""]
 
 
@@ -79,3 +81,18 @@ def test_a_reader_that_stops_early_is_no_error() -> None:
     command = f"{sys.executable} -c 'from repnoise.cli import main; import sys; sys.exit(main())' recipes ls | true"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
     assert "Traceback" not in done.stderr
+
+
+def test_convert_writes_a_folder_that_transformers_reads(
+    cli: Callable[..., Any], make_folder: Callable[..., Any], tmp_path: Path
+) -> None:
+    folder, model, _ = make_folder("llama")
+    answer = cli("convert", folder, tmp_path / "plain", "--json")
+    assert answer.code == 0, answer.err
+    assert json.loads(answer.out) == {"model": str(tmp_path / "plain")}
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "plain", use_safetensors=True)
+    ids = torch.arange(6)[None]
+    assert torch.equal(again(ids).logits, model(ids).logits)
+    twice = cli("convert", folder, tmp_path / "plain")
+    assert twice.code == 2
+    assert "exists already" in twice.err

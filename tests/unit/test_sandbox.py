@@ -9,6 +9,7 @@ import torch
 
 from repnoise import sandbox
 from repnoise.data import get_template
+from repnoise.errors import DataError
 from repnoise.evaluations.generation import generate
 from repnoise.evaluations.sandbox import Sandbox, label
 from repnoise.models import load_model, load_tokenizer
@@ -143,3 +144,9 @@ def test_a_collapsed_model_is_not_a_refusing_one():
     assert value["knowledge_degenerate"] == 1.0
     assert value["knowledge_refused"] == 0.0
     assert value["stability"] <= 0.1
+
+
+def test_a_prompt_beyond_the_context_is_refused_by_name():
+    model, tokenizer = load_model(sandbox.weights("aligned")), load_tokenizer(sandbox.weights("aligned"))
+    with pytest.raises(DataError, match=r"longest prompt has \d+ tokens.*holds 128"):
+        generate(model, tokenizer, ["opposite " * 130], get_template("chat"), max_new_tokens=16)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +13,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from ..data import Row, StreamCollator, Template, pad_id
 from ..data.collate import RowDataset
+from ..errors import DataError
 from ..losses import IGNORE_INDEX
 from ..training import forward
 
@@ -37,18 +39,17 @@ def generate(
     *,
     max_new_tokens: int,
     batch_size: int = 256,
-    progress: Callable[[int], None] | None = None,
 ) -> list[str]:
     """Greedy answers in the order of `prompts`, special tokens removed.
 
-    Prompts are sorted by length and left-padded. `do_sample=False` is explicit: chat models ship generation
-    settings that sample.
+    Prompts are sorted by length and left-padded. `do_sample=False` is explicit: chat models ship generation settings
+    that sample. Answers end where the context does. Raises `DataError` if the longest prompt leaves no room for one.
     """
     encoded = [template.encode_prompt(tokenizer, prompt) for prompt in prompts]
     order = sorted(range(len(prompts)), key=lambda index: len(encoded[index]))
     pad, device = pad_id(tokenizer), next(model.parameters()).device
     settings = GenerationConfig(
-        max_new_tokens=max_new_tokens,
+        max_new_tokens=min(max_new_tokens, _room(model, max(map(len, encoded), default=0))),
         do_sample=False,
         num_beams=1,
         repetition_penalty=1.0,
@@ -74,11 +75,21 @@ def generate(
                 texts = tokenizer.batch_decode(out[:, longest:], skip_special_tokens=True)
                 for index, text in zip(chosen, texts, strict=True):
                     answers[index] = text
-                if progress is not None:
-                    progress(len(chosen))
     finally:
         model.generation_config = own
     return answers
+
+
+def _room(model: Any, longest: int) -> int:
+    """Tokens that can still be generated after the longest prompt; beyond its context a model writes nonsense."""
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    room = sys.maxsize if context is None else context - longest
+    if room < 1:
+        raise DataError(
+            f"the longest prompt has {longest} tokens and the model's context holds {context}: no room for an answer."
+            " Drop the long prompts."
+        )
+    return room
 
 
 def _stops(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -96,7 +107,6 @@ def answer_losses(
     *,
     max_length: int,
     batch_size: int = 16,
-    progress: Callable[[int], None] | None = None,
 ) -> list[tuple[float, int]]:
     """For each row (summed cross-entropy of the answer in nats, number of answer tokens), in the rows' order."""
     dataset = RowDataset(rows, tokenizer, "rows", template=template, max_length=max_length)
@@ -117,6 +127,4 @@ def answer_losses(
             counts = (targets != IGNORE_INDEX).sum(1)
             for index, loss, count in zip(chosen, each.tolist(), counts.tolist(), strict=True):
                 losses[index] = (loss, count)
-            if progress is not None:
-                progress(len(chosen))
     return losses
