@@ -4,7 +4,6 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 REAL := .real
-TORCH_INDEX ?=
 
 .PHONY: help install demo test lint types test-slow demo-real clean
 
@@ -19,7 +18,7 @@ install: $(STAMP)
 # With pinned versions, torch first: a plain resolve could take another build of it.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet $(TORCH_INDEX) -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
 	@touch $@
 

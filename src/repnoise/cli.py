@@ -334,7 +334,7 @@ def sandbox_build(
         if (out / kind / "config.json").exists():
             _say(f"{out / kind}: done before, kept")
         else:
-            _say(f"{kind}: pre-training and alignment, about ten minutes")
+            _say(f"{kind}: pre-training and alignment, some minutes")
             build(kind, out / kind, seed=seed)
         found[kind] = str(out / kind)
     _print(found, as_json)

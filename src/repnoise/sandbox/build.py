@@ -117,7 +117,7 @@ ALIGN_STEPS = 400
 
 
 def build(kind: Kind, folder: Path, *, seed: int = 0) -> Path:
-    """Pre-train, align and save one model: about eight minutes on one core."""
+    """Pre-train, align and save one model."""
     w = world()
     tok = tokenizer(w)
     model = new_model(len(tok), seed)
