@@ -76,6 +76,11 @@ def _study(recipe: str, overrides: list[str] | None, out: Path | None, quiet: bo
     from .pipeline import Study, resolve
 
     _hide_loading_bars()
+    if quiet:
+        from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
+
+        disable_progress_bars()
+        _at_end.callback(enable_progress_bars)
     resolved = resolve(recipe, overrides or [])
     folder = out or Path("studies") / resolved.study
     above = next((path for path in (folder, *folder.parents) if path.exists()), folder)
@@ -194,29 +199,63 @@ def attack(
 def evaluate(
     recipe: RecipeArgument,
     overrides: Overrides = None,
+    defended: Annotated[
+        str | None,
+        typer.Option(
+            "--defended",
+            help="A model that was defended elsewhere, by any means: folder or hub id. Default: what `defend` made.",
+            show_default=False,
+        ),
+    ] = None,
+    attacks: Annotated[
+        bool, typer.Option("--attacks/--no-attacks", help="Attack as well; without, nothing is said of resistance.")
+    ] = True,
     out: Out = None,
+    jobs: Jobs = 1,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Measure the undefended model and the controls as they are, without any attack.
+    """The score sheet of a defended model: all evaluations on it, on the undefended one and on the controls, the same
+    attacks on each, and the verdict. What was measured before is kept.
 
-    Example: repnoise evaluate sandbox model=path/to/model controls='[]' --out studies/mine
+    Examples:
+
+      repnoise evaluate sandbox --out studies/demo
+
+      repnoise evaluate smollm2-toxicity --defended my-defended-model --jobs 2
+
+      repnoise evaluate sandbox --no-attacks
     """
-    study = _study(recipe, overrides, out, quiet)
-    rows: dict[str, Any] = {}
-    for target, stage in [(study.base(), "base"), *((control, "control") for control in study.controls())]:
-        study.evaluate(target, stage)
-        rows[target.run.path.name] = target.run.read_rows()
+    given = [f"defended={json.dumps(defended)}"] if defended is not None else []
+    study = _study(recipe, [*(overrides or []), *given], out, quiet)
+    from .pipeline import attack_all, measure_all
+
+    model = study.defended()
+    there = study.recipe.defended is not None or model.run.is_done(model.hash)
+    if attacks and not there:
+        raise ConfigError(
+            f"{study.folder} holds no defended model for this recipe. Run `repnoise defend {recipe}` with the same"
+            " settings first, give one with --defended, or measure the rest with --no-attacks."
+        )
+    measure_all(study, defended=there)
+    if attacks:
+        attack_all(study, jobs=jobs)
+    result: dict[str, Any] = {"study": str(study.folder)}
+    if there:
+        study.report()
+        result = _outcome(study.folder, model.run.path)
+    result["rows"] = {each.run.path.name: each.run.read_rows() for each in study.targets() if each.run.path.is_dir()}
 
     def table() -> str:
-        return "\n".join(
-            f"{name:20} {row['metric']:24} {row['value']:8.3f}  n={row['n']}"
-            for name, found in rows.items()
+        lines = [
+            f"{name:24} {row['metric']:28} {row['value']:8.3f}  n={row['n']}"
+            for name, found in result["rows"].items()
             for row in found
-            if "category" not in row
-        )
+            if row.get("category") is None and row.get("step") is None
+        ]
+        return "\n".join([*lines, _outcome_text(result)] if there else lines)
 
-    _print({"study": str(study.folder), "rows": rows}, as_json, table)
+    _print(result, as_json, table)
 
 
 @app.command()

@@ -26,6 +26,7 @@ from pydantic import (
 )
 
 from .errors import ConfigError
+from .registry import unknown_key
 
 RECIPES = resources.files("repnoise") / "recipes"
 
@@ -95,6 +96,11 @@ class DataConfig(Strict):
     """Our name -> column, for sources of pairs that name no `fields` of their own."""
     options: dict[str, Any] | None = None
     """Options of the sources that name none of their own, for example {refusals: none} for decoding_trust."""
+    withhold: Annotated[list[str], BeforeValidator(_listed)] = []
+    """Categories of `pairs` that the defence never sees; half of their pairs are the attack "withheld", half its
+    test (paper, table 5)."""
+    domains: dict[str, Source] = {}
+    """Further harms by name, for attacks across domains (paper, table 9): half attack, half test; no defence."""
     template: str = "auto"
     max_length: Count = 256
     allow_overlap: bool = False
@@ -105,10 +111,15 @@ class DataConfig(Strict):
     def _complete(self) -> DataConfig:
         sources = ("pairs", "attack", "test", "retain", "harmless_test")
         if self.name == "sandbox":
-            given = [key for key in (*sources, "sizes", "harmless_sizes", "fields", "options") if getattr(self, key)]
+            settings = ("sizes", "harmless_sizes", "fields", "options", "withhold", "domains", "template", "max_length")
+            fixed = [*sources, *settings]
+            given = [key for key in fixed if getattr(self, key) != DataConfig.model_fields[key].get_default()]
             if given:
                 raise ValueError(f"name: sandbox brings its own data; drop {', '.join(given)} or set name: files")
             return self
+        taken = sorted({"harmful", "harmless", "withheld"} & set(self.domains))
+        if taken:
+            raise ValueError(f"domains: {', '.join(taken)} has a meaning of its own; choose another name")
         missing = [key for key in ("pairs", "retain") if getattr(self, key) is None]
         if missing:
             raise ValueError(f"name: files also needs {' and '.join(missing)}, a path or hub:owner/name")
@@ -186,6 +197,22 @@ class AttackConfig(Open):
             }
 
 
+class EvaluationConfig(Open):
+    """An evaluation by name with its own options beside it; the bare name will do where there are none."""
+
+    name: str
+    label: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = ""
+    """Name of its rows; two evaluations of one name need two labels. Default: the name."""
+
+    @model_validator(mode="after")
+    def _labelled(self) -> EvaluationConfig:
+        self.label = self.label or self.name
+        return self
+
+
+EvaluationEntry = Annotated[EvaluationConfig, BeforeValidator(lambda v: {"name": v} if isinstance(v, str) else v)]
+
+
 class Recipe(Strict):
     """Everything about a study."""
 
@@ -199,7 +226,9 @@ class Recipe(Strict):
     attacks: Annotated[list[AttackConfig], Field(min_length=1)] = [AttackConfig()]
     controls: list[Literal["ignorant", "random"]] = ["random"]
     """Beside the undefended model, which is always attacked. "ignorant" exists in the sandbox only."""
-    evaluations: Annotated[list[str], Field(min_length=1)] = ["loss"]
+    defended: str | None = None
+    """A model that was defended elsewhere (folder or hub id): measured and attacked as it is, `defence` is not run."""
+    evaluations: Annotated[list[EvaluationEntry], Field(min_length=1)] = [EvaluationConfig(name="loss", label="loss")]
     curve: list[Annotated[int, Field(ge=0)]] = []
     """Attack steps at which harm is measured on the way."""
     keep_attacked_weights: bool = False
@@ -210,7 +239,11 @@ class Recipe(Strict):
         wrong = []
         if "ignorant" in self.controls and not self.model.startswith("sandbox:"):
             wrong.append("controls: an ignorant control exists for model: sandbox:... only; use [random]")
-        if "sandbox" in self.evaluations and self.data.name != "sandbox":
+        names = [each.name for each in self.evaluations]
+        labels = [each.label for each in self.evaluations]
+        if twice := sorted({label for label in labels if labels.count(label) > 1}):
+            wrong.append(f"evaluations: {', '.join(twice)} is there twice; give each a label of its own")
+        if "sandbox" in names and self.data.name != "sandbox":
             wrong.append("evaluations: sandbox asks about data.name: sandbox only; use [loss]")
         if wrong:
             raise ValueError("; ".join(wrong))
@@ -329,11 +362,6 @@ def _explain(error: Any) -> str:
     elif not isinstance(error["input"], dict | list):
         message += f" (got {error['input']!r})"
     return f"{where}: {message}"
-
-
-def unknown_key(key: str, allowed: Sequence[str]) -> str:
-    near = difflib.get_close_matches(key, allowed, n=1)
-    return f"unknown key.{f' Did you mean {near[0]!r}?' if near else ''} Allowed: {', '.join(allowed)}"
 
 
 def _keys(path: Sequence[Any]) -> list[str]:

@@ -1,377 +1,21 @@
-"""The stages: defend, attack, evaluate, report. Each goes from run folder to run folder, once."""
+"""The whole loop: defend -> evaluate -> attack everything in the same way -> report."""
 
 from __future__ import annotations
 
 import logging
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
-from functools import cached_property
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase, TrainerCallback, set_seed
 from transformers.utils import logging as transformers_logging
 
-from . import sandbox
-from .attacks import ATTACKS, Attack
-from .config import Recipe, dump
-from .data.study import StudyData
-from .defences import DEFENCES
-from .errors import ConfigError, ModelError, RunError
-from .evaluations import EVALUATIONS, Evaluation
-from .models import (
-    anatomy,
-    check_fits,
-    load_model,
-    load_tokenizer,
-    model_fingerprint,
-    random_model,
-    save_model,
-)
-from .plugins import build, check_lengths, load_data, resolve, training_arguments
-from .report import write_report
-from .runs import Run, canonical_hash, disk_guard
-from .training import Objective, ObjectiveTrainer, train
+from .config import Recipe
+from .plugins import resolve
+from .stages import Say, Study, Target
 from .workers import Failures, in_processes, progress_bar
 
-__all__ = ["Study", "Target", "attack_all", "resolve", "run"]
-
-Say = Callable[[str], None]
-
-TRAIN_DEFAULTS: dict[str, Any] = {
-    "lr_scheduler_type": "cosine",
-    "warmup_steps": 0.1,
-    "weight_decay": 0.0,
-    "logging_steps": 1,
-    "report_to": "none",
-    "disable_tqdm": None,
-}
-# A defence can be resumed; an attack is short and is done again.
-DEFENCE_DEFAULTS = {**TRAIN_DEFAULTS, "save_strategy": "steps", "save_steps": 100, "save_total_limit": 1}
-ATTACK_DEFAULTS = {**TRAIN_DEFAULTS, "save_strategy": "no"}
-
-
-# ---- a study ---------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Target:
-    """A model that is attacked and evaluated: the untouched one, a control, or the defended one."""
-
-    run: Run
-    source: str | Path
-    hash: str
-    random: bool = False
-
-
-class Study:
-    """A recipe, its folder, and what both need in memory."""
-
-    def __init__(self, recipe: Recipe, folder: Path, say: Say = lambda text: None, *, quiet: bool = False) -> None:
-        self.recipe, self.folder, self.say, self.quiet = recipe, Path(folder), say, quiet
-
-    @cached_property
-    def data(self) -> StudyData:
-        """Loaded and checked for everything that a later stage would stumble over."""
-        data = load_data(self.recipe)
-        for index, attack in enumerate(self.recipe.attacks):
-            unknown = [harm for harm in attack.harm or [] if harm not in data.attacks]
-            if unknown:
-                raise ConfigError(
-                    f"attacks.{index}.harm: {', '.join(unknown)} is not in this data."
-                    f" Available: {', '.join(data.attacks)}."
-                )
-        check_lengths(data, self.tokenizer)
-        return data
-
-    @cached_property
-    def source(self) -> str | Path:
-        name = self.recipe.model
-        return sandbox.weights(name.removeprefix(sandbox.PREFIX)) if name.startswith(sandbox.PREFIX) else name
-
-    @cached_property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        return load_tokenizer(self.source)
-
-    @cached_property
-    def evaluations(self) -> dict[str, Evaluation]:
-        return {name: EVALUATIONS.get(name)() for name in self.recipe.evaluations}
-
-    @cached_property
-    def _common(self) -> dict[str, Any]:
-        """What every result depends on."""
-        return {
-            "model": self._fingerprint(),
-            "dtype": self.recipe.dtype,
-            "data": self.data.record["fingerprints"],
-            "template": self.data.template,
-            "max_length": self.data.max_length,
-            "evaluations": self.recipe.evaluations,
-            "seed": self.recipe.seed,
-        }
-
-    def _fingerprint(self) -> str:
-        if not Path(self.source).exists():
-            return str(self.source)
-        try:
-            return model_fingerprint(self.source)
-        except ModelError:
-            load_model(self.source)  # says more about what is wrong with the folder
-            raise
-
-    def load(self, target: Target) -> Any:
-        """The target's weights, checked against the tokenizer."""
-        if target.random:
-            model: Any = random_model(target.source, seed=self.recipe.seed)
-        else:
-            model = load_model(target.source, dtype=self.recipe.dtype)
-        check_fits(model, self.tokenizer)
-        anatomy(model)  # an unknown family is refused here, before any work
-        context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        if context is not None and self.data.max_length > context:
-            raise ModelError(
-                f"data.max_length is {self.data.max_length}, but the context of {target.source} has {context}"
-                f" tokens. Set data.max_length={context} or less."
-            )
-        return model.to("cuda") if torch.cuda.is_available() else model
-
-    # -- targets
-
-    def base(self) -> Target:
-        return Target(Run(self.folder / "base"), self.source, canonical_hash({**self._common, "target": "base"}))
-
-    def controls(self) -> list[Target]:
-        targets = []
-        for kind in self.recipe.controls:
-            source = sandbox.weights("ignorant") if kind == "ignorant" else self.source
-            targets.append(
-                Target(
-                    Run(self.folder / f"control-{kind}"),
-                    source,
-                    canonical_hash({**self._common, "target": kind}),
-                    random=kind == "random",
-                )
-            )
-        return targets
-
-    def defended(self) -> Target:
-        defence = self.recipe.defence.model_dump(mode="json")
-        digest = canonical_hash({**self._common, "defence": defence})
-        run = Run(self.folder / f"{self.recipe.defence.name}-{digest}")
-        return Target(run, run.path / "model", digest)
-
-    def targets(self) -> list[Target]:
-        return [self.base(), *self.controls(), self.defended()]
-
-    # -- stages
-
-    def defend(self) -> Target:
-        """Train the defence; a finished one is kept, an interrupted one goes on from its checkpoint."""
-        target, recipe = self.defended(), self.recipe
-        if target.run.is_done(target.hash):
-            self.say(f"defence {recipe.defence.name}: done before, kept")
-            return target
-        with target.run.start(
-            stage="defend",
-            name=recipe.defence.name,
-            hash=target.hash,
-            parent=self.base().hash,
-            seeds=[recipe.seed],
-            arguments={"defence": recipe.defence.model_dump(mode="json")},
-            data=self.data.record,
-            recipe=dump(recipe),
-        ):
-            self.say(f"defence {recipe.defence.name}: training")
-            objective: Objective = build(DEFENCES, recipe.defence.name, recipe.defence.options)
-            set_seed(recipe.seed)
-            model = self.load(self.base())
-            if recipe.defence.dtype is not None:
-                model = model.to(getattr(torch, recipe.defence.dtype))
-            values = {"seed": recipe.seed, **DEFENCE_DEFAULTS, **recipe.defence.train}
-            checkpoints = target.run.path / "checkpoints"
-            trainer = self._trainer(
-                model,
-                objective,
-                values,
-                checkpoints,
-                target.run,
-                self.data.defence,
-                "defence.train",
-                self.data.retain,
-            )
-            with disk_guard(target.run.path):
-                train(trainer)
-                self._save(target.run, trainer.model)
-            self._measure(target.run, trainer.model, seed=recipe.seed)
-            shutil.rmtree(checkpoints, ignore_errors=True)
-            target.run.finish(model={"fingerprint": model_fingerprint(target.run.path / "model")})
-        return target
-
-    def evaluate(self, target: Target, stage: str) -> None:
-        """Measure an untouched model or a control before any attack."""
-        if target.run.is_done(target.hash):
-            return
-        with target.run.start(
-            stage=stage,
-            name=target.run.path.name,
-            hash=target.hash,
-            seeds=[self.recipe.seed],
-            data=self.data.record,
-            recipe=dump(self.recipe),
-        ):
-            self.say(f"evaluating {target.run.path.name}")
-            self._measure(target.run, self.load(target), seed=self.recipe.seed)
-            target.run.finish()
-
-    def cells(self) -> list[dict[str, Any]]:
-        """Settings of every attack of the recipe, `seed` among them."""
-        default = [harm for harm in self.data.attacks if harm != "withheld"]
-        return [cell for attack in self.recipe.attacks for cell in attack.cells(default)]
-
-    def attack_run(self, target: Target, cell: dict[str, Any]) -> tuple[Run, str]:
-        digest = canonical_hash({"parent": target.hash, "cell": cell, "curve": self.recipe.curve})
-        return Run(target.run.path / "attacks" / f"{cell['name']}-{digest}"), digest
-
-    def is_attacked(self, target: Target, cell: dict[str, Any]) -> bool:
-        run, digest = self.attack_run(target, cell)
-        return run.is_done(digest) and (not self.recipe.keep_attacked_weights or (run.path / "model").is_dir())
-
-    def attack(self, target: Target, cell: dict[str, Any]) -> None:
-        """Attack one model in one way, measure it, and let the weights go (unless the recipe keeps them)."""
-        run, digest = self.attack_run(target, cell)
-        if self.is_attacked(target, cell):
-            return
-        settings = {key: value for key, value in cell.items() if key != "seed" and (key != "train" or value)}
-        seed, harm = cell["seed"], cell["harm"]
-        axes = ("name", "harm", "learning_rate", "steps", "batch_size", "train")
-        options = {key: value for key, value in settings.items() if key not in axes}
-        with run.start(
-            stage="attack",
-            name=cell["name"],
-            hash=digest,
-            parent=target.hash,
-            seeds=[seed],
-            arguments={"attack": settings, "seed": seed},
-            recipe=dump(self.recipe),
-        ):
-            attack: Attack = build(ATTACKS, cell["name"], options)
-            set_seed(seed)
-            model = attack.prepare(self.load(target))
-            values = {
-                **ATTACK_DEFAULTS,
-                "disable_tqdm": True,
-                "learning_rate": cell["learning_rate"],
-                "max_steps": cell["steps"],
-                "per_device_train_batch_size": cell["batch_size"],
-                "seed": seed,
-                **cell["train"],
-            }
-            curve = _Curve(self, harm, seed)
-            checkpoints, pairs = run.path / "checkpoints", self.data.attacks[harm]
-            with self._no_leftovers(checkpoints, run.path / "model"):
-                trainer = self._trainer(model, attack, values, checkpoints, run, pairs, "attacks.train")
-                trainer.add_callback(curve)
-                train(trainer, resumable=False)
-            model = attack.finish(trainer.model)
-            self._measure(run, model, harm=harm, seed=seed, along=curve.rows)
-            if self.recipe.keep_attacked_weights:
-                self._save(run, model)
-            run.finish()
-
-    def report(self) -> Path:
-        return write_report(self.folder)
-
-    # -- inside
-
-    def _trainer(
-        self,
-        model: Any,
-        objective: Objective,
-        values: dict[str, Any],
-        checkpoints: Path,
-        run: Run,
-        pairs: list[Any],
-        where: str,
-        retain: list[Any] | None = None,
-    ) -> ObjectiveTrainer:
-        if self.quiet:
-            values = {**values, "disable_tqdm": True}
-        return ObjectiveTrainer(
-            model=model,
-            objective=objective,
-            args=training_arguments(values, checkpoints, where),
-            train_dataset=pairs,
-            processing_class=self.tokenizer,
-            retain_dataset=retain,
-            template=self.data.template,
-            max_length=self.data.max_length,
-            log_file=run.path / "train.jsonl",
-        )
-
-    def _save(self, run: Run, model: Any) -> None:
-        for draft in run.path.glob(".model.*"):  # of a killed process
-            shutil.rmtree(draft, ignore_errors=True)
-        save_model(model, self.tokenizer, run.path / "model", overwrite=True)
-
-    @staticmethod
-    @contextmanager
-    def _no_leftovers(*folders: Path) -> Iterator[None]:
-        """An attack leaves no weights but those that the recipe keeps, whatever happens."""
-        for folder in folders:
-            shutil.rmtree(folder, ignore_errors=True)
-        try:
-            yield
-        finally:
-            for folder in folders:
-                shutil.rmtree(folder, ignore_errors=True)
-
-    def _measure(
-        self,
-        run: Run,
-        model: Any,
-        *,
-        seed: int,
-        harm: str | None = None,
-        along: dict[str, list[dict[str, Any]]] | None = None,
-    ) -> None:
-        if not all(parameter.isfinite().all() for parameter in model.parameters()):
-            raise RunError(
-                f"the weights in {run.path.name} hold NaN or infinity: nothing to measure. If they were"
-                " trained here, lower the learning rate or set max_grad_norm; else get the model again."
-            )
-        for name, evaluation in self.evaluations.items():
-            found = evaluation.measure(model, self.tokenizer, self.data, seed=seed, harm=harm)
-            run.write_rows(name, [*(along or {}).get(name, []), *found.rows])
-            if found.samples:
-                run.write_samples(name, found.samples)
-
-
-class _Curve(TrainerCallback):
-    """Measures harm on the way, without touching the training's random numbers."""
-
-    def __init__(self, study: Study, harm: str, seed: int) -> None:
-        self.study, self.harm, self.seed = study, harm, seed
-        self.rows: dict[str, list[dict[str, Any]]] = {}
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        if 0 in self.study.recipe.curve:
-            self._point(model, 0)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        if state.global_step in self.study.recipe.curve and state.global_step < state.max_steps:
-            self._point(model, state.global_step)
-
-    def _point(self, model: Any, step: int) -> None:
-        with torch.random.fork_rng():
-            for name, evaluation in self.study.evaluations.items():
-                found = evaluation.along(model, self.study.tokenizer, self.study.data, seed=self.seed, harm=self.harm)
-                self.rows.setdefault(name, []).extend({**row, "step": step} for row in found.rows)
-
-
-# ---- the whole loop --------------------------------------------------------------------------------------
+__all__ = ["Study", "Target", "attack_all", "measure_all", "resolve", "run"]
 
 
 def run(recipe: Recipe, folder: Path, *, jobs: int = 1, say: Say = lambda text: None, quiet: bool = False) -> Path:
@@ -381,12 +25,20 @@ def run(recipe: Recipe, folder: Path, *, jobs: int = 1, say: Say = lambda text: 
         jobs: attacks that run at a time, each in a process of its own with its share of the cores.
     """
     study = Study(recipe, folder, say, quiet=quiet)
+    measure_all(study)
+    attack_all(study, jobs=jobs)
+    return study.report()
+
+
+def measure_all(study: Study, *, defended: bool = True) -> None:
+    """Measure the undefended model, the controls and (unless told otherwise) the defended one before any attack;
+    the defence is trained if it was not.
+    """
     study.evaluate(study.base(), "base")
     for control in study.controls():
         study.evaluate(control, "control")
-    study.defend()
-    attack_all(study, jobs=jobs)
-    return study.report()
+    if defended:
+        study.defend()
 
 
 def attack_all(study: Study, *, jobs: int = 1) -> None:
@@ -427,7 +79,7 @@ _study: Study | None = None  # of a worker process
 def _begin(recipe: Recipe, folder: Path, threads: int) -> None:
     global _study
     torch.set_num_threads(threads)
-    transformers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()  # those of huggingface_hub too, which ours follow
     logging.getLogger("repnoise").setLevel(logging.ERROR)  # the main process has given every notice
     _study = Study(recipe, folder, quiet=True)
 

@@ -19,18 +19,19 @@ from .config import (
     AttackConfig,
     DataConfig,
     DefenceConfig,
+    EvaluationConfig,
+    Open,
     Recipe,
     SourceConfig,
     check_recipe,
     raw_recipe,
-    unknown_key,
 )
 from .data import Pair, Row, load_pairs, load_rows, split
 from .data.study import StudyData
 from .defences import DEFENCES
 from .errors import ConfigError, DataError
 from .evaluations import EVALUATIONS
-from .registry import Registry
+from .registry import Registry, unknown_key
 
 
 def resolve(name: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -51,25 +52,6 @@ def resolve(name: str, overrides: Sequence[str] = ()) -> Recipe:
     return recipe
 
 
-def build(registry: Registry[Any], name: str, options: Mapping[str, Any]) -> Any:
-    """The plug-in `name` with these options, each checked against the type of its field.
-
-    Raises:
-        ConfigError: an unknown plug-in or option.
-        ValidationError: values of the wrong type.
-    """
-    cls, known = registry.get(name), _fields(registry, name)
-    for key in options:
-        if key not in known:  # pydantic would drop it without a word
-            raise ConfigError(f"{registry.kind} {name!r}, {key}: {unknown_key(key, known)}")
-    return TypeAdapter(cls).validate_python(dict(options))
-
-
-def _fields(registry: Registry[Any], name: str) -> list[str]:
-    cls = registry.get(name)
-    return [field.name for field in dataclasses.fields(cls) if field.init] if dataclasses.is_dataclass(cls) else []
-
-
 def _plugin_errors(raw: Mapping[str, Any]) -> Iterator[str]:
     """What the plug-ins find wrong; works on raw data, so that structural errors elsewhere hide nothing."""
     defence = raw.get("defence", {})
@@ -80,27 +62,23 @@ def _plugin_errors(raw: Mapping[str, Any]) -> Iterator[str]:
         if isinstance(attack, dict):
             yield from _option_errors(ATTACKS, attack, AttackConfig, f"attacks.{index}")
     evaluations = raw.get("evaluations", [])
-    for index, name in enumerate(evaluations if isinstance(evaluations, list) else []):
-        if isinstance(name, str):
-            try:
-                EVALUATIONS.get(name)
-            except ConfigError as error:
-                yield f"evaluations.{index}: {error}"
+    for index, evaluation in enumerate(evaluations if isinstance(evaluations, list) else []):
+        values = {"name": evaluation} if isinstance(evaluation, str) else evaluation
+        if isinstance(values, dict):
+            yield from _option_errors(EVALUATIONS, values, EvaluationConfig, f"evaluations.{index}")
 
 
-def _option_errors(
-    registry: Registry[Any], values: Mapping[str, Any], config: type[DefenceConfig | AttackConfig], where: str
-) -> Iterator[str]:
+def _option_errors(registry: Registry[Any], values: Mapping[str, Any], config: type[Open], where: str) -> Iterator[str]:
     """Errors in the options that belong to the plug-in, and in `train`."""
     ours = list(config.model_fields)
-    name = values.get("name", config.model_fields["name"].default)
+    name = values.get("name", config.model_fields["name"].get_default())
     if isinstance(name, str):
         options = {str(key): value for key, value in values.items() if key not in ours}
         try:
-            theirs = _fields(registry, name)
+            theirs = registry.fields(name)
             for key in [key for key in options if key not in theirs]:
                 yield f"{where}.{key}: {unknown_key(key, list(dict.fromkeys([*theirs, *ours])))}"
-            build(registry, name, {key: options[key] for key in options if key in theirs})
+            registry.build(name, {key: options[key] for key in options if key in theirs})
         except ValidationError as error:
             for each in error.errors():
                 at = ".".join([where, *map(str, each["loc"])])
@@ -172,8 +150,15 @@ def load_data(recipe: Recipe) -> StudyData:
         return study_data()
     assert config.pairs is not None  # the recipe model has checked both
     assert config.retain is not None
+    pairs = _pairs(config.pairs, config)
+    withheld = [pair for pair in pairs if pair.category in config.withhold]
+    further = {name: _pairs(source, config) for name, source in config.domains.items()}
+    if config.withhold:
+        pairs = _without(pairs, config.withhold)
+        further["withheld"] = withheld
+    halves = {name: split(each, {"attack": 0.5, "test": 0.5}, seed=config.seed) for name, each in further.items()}
     parts = split(
-        _pairs(config.pairs, config),
+        pairs,
         {str(name): size for name, size in config.sizes.items()},
         seed=config.seed,
     )
@@ -190,13 +175,30 @@ def load_data(recipe: Recipe) -> StudyData:
     return StudyData(
         defence=parts["defence"],
         retain=harmless["retain"],
-        attacks={"harmful": parts["attack"]},
+        attacks={"harmful": parts["attack"], **{name: half["attack"] for name, half in halves.items()}},
         test=parts["test"],
+        tests={name: half["test"] for name, half in halves.items()},
         harmless_test=harmless["test"],
         template=config.template,
         max_length=config.max_length,
         allow_overlap=config.allow_overlap,
     )
+
+
+def _without(pairs: list[Pair], categories: Sequence[str]) -> list[Pair]:
+    """Pairs of other categories; their prompts are not among the withheld ones either."""
+    found = sorted({pair.category for pair in pairs if pair.category is not None})
+    unknown = [category for category in categories if category not in found]
+    if unknown:
+        raise DataError(
+            f"data.withhold: {', '.join(unknown)} is no category of data.pairs."
+            f" Categories there: {', '.join(found) or 'none (the source gives no category)'}."
+        )
+    hidden = {pair.prompt for pair in pairs if pair.category in categories}
+    rest = [pair for pair in pairs if pair.prompt not in hidden]
+    if not rest:
+        raise DataError("data.withhold takes every pair: none is left for the defence. Withhold fewer categories.")
+    return rest
 
 
 def _pairs(source: SourceConfig, config: DataConfig) -> list[Pair]:
@@ -220,6 +222,7 @@ def check_lengths(data: StudyData, tokenizer: Any) -> None:
         "retain rows": data.retain,
         **{f"attack pairs ({harm})": side(pairs, "harmful") for harm, pairs in data.attacks.items()},
         "test pairs": side(data.test, "harmful"),
+        **{f"test pairs ({harm})": side(pairs, "harmful") for harm, pairs in data.tests.items()},
         "harmless test rows": data.harmless_test,
     }
     for name, rows in sets.items():

@@ -6,12 +6,13 @@ entry points of installed third-party packages (group `repnoise.defences`, and s
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import importlib
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import entry_points
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from .errors import ConfigError
 
@@ -75,3 +76,31 @@ class Registry(Generic[T]):
         near = difflib.get_close_matches(name, self._classes, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ConfigError(f"unknown {self.kind} {name!r}.{hint} Available: {', '.join(self.names())}.")
+
+    def fields(self, name: str) -> list[str]:
+        """Names of the options of the class called `name`."""
+        cls = self.get(name)
+        return [field.name for field in dataclasses.fields(cls) if field.init] if dataclasses.is_dataclass(cls) else []
+
+    def build(self, name: str, options: Mapping[str, Any]) -> T:
+        """The plug-in `name` with these options, each checked against the type of its field.
+
+        Raises:
+            ConfigError: an unknown plug-in or option.
+            pydantic.ValidationError: values of the wrong type.
+        """
+        from pydantic import TypeAdapter  # here, since --help needs registries and not pydantic
+
+        cls, known = self.get(name), self.fields(name)
+        for key in options:
+            if key not in known:  # pydantic would drop it without a word
+                raise ConfigError(f"{self.kind} {name!r}, {key}: {unknown_key(key, known)}")
+        if not dataclasses.is_dataclass(cls):
+            return cls()
+        return TypeAdapter(cls).validate_python(dict(options))
+
+
+def unknown_key(key: str, allowed: Sequence[str]) -> str:
+    """What to say of a key that does not exist."""
+    near = difflib.get_close_matches(key, allowed, n=1)
+    return f"unknown key.{f' Did you mean {near[0]!r}?' if near else ''} Allowed: {', '.join(allowed)}"

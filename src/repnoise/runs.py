@@ -169,6 +169,9 @@ ROW_KEYS = {  # key: type, may be None, must be there
     "category": (str, True, False),
     "attack": (str, True, False),
     "step": (Integral, True, False),
+    "judge": (str, True, False),
+    "decoding": (str, True, False),
+    "items": (list, True, False),
 }
 
 
@@ -176,7 +179,8 @@ def check_row(row: Mapping[str, Any], where: str = "A row") -> dict[str, Any]:
     """`row` with plain numbers, in the order of the schema, or a RunError that names every fault.
 
     `value` is finite and `n` at least 1: nothing measured is an error, never 0. `step` marks a point along an
-    attack.
+    attack, `judge` who labelled, `decoding` how the answers were generated; `items` are the values whose mean
+    `value` is, in the order of the data, so that two models can be compared item by item.
     """
     faults = [f"unknown key {key!r}" for key in row if key not in ROW_KEYS]
     checked: dict[str, Any] = {}
@@ -195,6 +199,8 @@ def check_row(row: Mapping[str, Any], where: str = "A row") -> dict[str, Any]:
             faults.append(f"{key} is {value!r}, not {kind.__name__}")
         elif kind is Real and not math.isfinite(value):
             faults.append(f"{key} is {value}: not measured, or it overflowed (leave such a row out)")
+        elif kind is list and not all(isinstance(item, Real) and math.isfinite(item) for item in value):
+            faults.append(f"{key} holds something that is no finite number")
         checked[key] = value
     if not faults:
         if checked["n"] < 1:
@@ -334,8 +340,11 @@ class Run:
 
     # -- rows and samples
 
-    def write_rows(self, evaluation: str, rows: Iterable[Mapping[str, Any]]) -> Path:
-        """Check and write rows/<evaluation>.jsonl. No rows at all is an error."""
+    def write_rows(self, evaluation: str, rows: Iterable[Mapping[str, Any]], *, settings: str | None = None) -> Path:
+        """Check and write rows/<evaluation>.jsonl. No rows at all is an error.
+
+        `settings`: hash of what made these rows; `has_rows` asks for it.
+        """
         check_name(evaluation, "The evaluation")
         checked = [check_row({"evaluation": evaluation, **row}) for row in rows]
         if not checked:
@@ -346,7 +355,24 @@ class Run:
         for row in checked:
             if row["evaluation"] != evaluation:
                 raise RunError(f"A row of {row['evaluation']!r} was written as {evaluation!r}.")
-        return write_jsonl(self.path / "rows" / f"{evaluation}.jsonl", checked)
+        index = self._index()
+        if index.pop(evaluation, None) is not None:  # never beside rows that they did not make
+            write_json(self.path / "rows" / "index.json", index)
+        path = write_jsonl(self.path / "rows" / f"{evaluation}.jsonl", checked)
+        if settings is not None:
+            write_json(self.path / "rows" / "index.json", {**index, evaluation: settings})
+        return path
+
+    def has_rows(self, evaluation: str, settings: str) -> bool:
+        """True if the rows of `evaluation` are there and were written with these `settings`."""
+        written = (self.path / "rows" / f"{evaluation}.jsonl").exists()
+        return written and self._index().get(evaluation) == settings
+
+    def _index(self) -> dict[str, str]:
+        with contextlib.suppress(OSError, ValueError):
+            found = json.loads((self.path / "rows" / "index.json").read_text(encoding="utf-8"))
+            return found if isinstance(found, dict) else {}
+        return {}
 
     def read_rows(self, evaluation: str | None = None) -> list[dict[str, Any]]:
         """The checked rows of one evaluation, or of all in order of file name; [] where none were written."""

@@ -127,6 +127,9 @@ def test_stages_one_by_one(finished: Any, cli: Callable[..., Any], tmp_path: Pat
     """evaluate and report on their own; --json on each."""
     study, _ = finished
     answer = cli("evaluate", study.recipe, "--out", tmp_path / "out", "--json")
+    assert answer.code == 2
+    assert "holds no defended model" in answer.err
+    answer = cli("evaluate", study.recipe, "--no-attacks", "--out", tmp_path / "out", "--json")
     assert answer.code == 0
     rows = json.loads(answer.out)["rows"]
     assert {"base", "control-random"} == rows.keys()
@@ -139,6 +142,47 @@ def test_stages_one_by_one(finished: Any, cli: Callable[..., Any], tmp_path: Pat
     answer = cli("defend", study.recipe, "--out", study.out, "--json")
     assert "done before, kept" in answer.err
     assert Path(json.loads(answer.out)["model"]).is_dir()
+
+
+def test_a_model_that_was_defended_elsewhere_gets_the_same_score_sheet(
+    finished: Any, cli: Callable[..., Any], tmp_path: Path
+) -> None:
+    """The untouched model itself, given as defended: nothing is trained, and it resists nothing."""
+    study, _ = finished
+    out = tmp_path / "out"
+    shutil.copytree(study.out / "base", out / "base")
+    arguments = ("evaluate", study.recipe, "--defended", study.model, "controls=[]", "--out", out, "--json")
+    answer = cli(*arguments)
+    assert answer.code == 0, answer.err
+    (given,) = out.glob("given-*")
+    assert not (given / "model").exists()
+    rows = json.loads(answer.out)["rows"]
+    before = {name: [row["value"] for row in found if row["metric"] == "harmful_loss"] for name, found in rows.items()}
+    assert before["base"] == before[given.name]
+    attacked = {path.name for path in (out / "base" / "attacks").iterdir()}
+    stamps = [path.stat().st_mtime_ns for path in sorted(out.rglob("manifest.json"))]
+    assert len(list(given.glob("attacks/*"))) == len(attacked)
+    assert cli(*arguments).code == 0
+    assert [path.stat().st_mtime_ns for path in sorted(out.rglob("manifest.json"))] == stamps
+
+
+def test_a_new_evaluation_is_measured_without_training_again(
+    finished: Any, cli: Callable[..., Any], tmp_path: Path
+) -> None:
+    study, _ = finished
+    out, prompts = tmp_path / "out", tmp_path / "prompts.jsonl"
+    shutil.copytree(study.out, out)
+    prompts.write_text(json.dumps({"prompt": "count to three"}) + "\n")
+    (log,) = out.glob("repnoise-*/train.jsonl")
+    trained = log.stat().st_mtime_ns
+    rows = {path: path.stat().st_mtime_ns for path in out.rglob("rows/loss.jsonl")}
+    more = f"evaluations=[loss, {{name: over-refusal, prompts: {prompts}}}]"
+    answer = cli("run", study.recipe, more, "--out", out, "--json")
+    assert answer.code == 0, answer.err
+    assert log.stat().st_mtime_ns == trained
+    assert {path: path.stat().st_mtime_ns for path in rows} == rows
+    assert len(list(out.glob("*/rows/over-refusal.jsonl"))) == 3
+    assert not list(out.glob("*/attacks/*/rows/over-refusal.jsonl"))
 
 
 def test_a_tokenizer_without_pad_token_works_with_a_notice(

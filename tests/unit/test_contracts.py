@@ -22,9 +22,9 @@ from repnoise.data.collate import STREAMS
 from repnoise.data.study import StudyData
 from repnoise.defences import DEFENCES
 from repnoise.evaluations import EVALUATIONS
-from repnoise.plugins import build, training_arguments
+from repnoise.plugins import training_arguments
 from repnoise.registry import Registry
-from repnoise.runs import Run, read_jsonl
+from repnoise.runs import Run, read_jsonl, write_jsonl
 from repnoise.sandbox.data import study_data
 from repnoise.training import Objective, ObjectiveTrainer, train
 
@@ -32,6 +32,19 @@ REFERENCE = re.compile(r"arXiv|doi|paper|https?://")
 OBJECTIVES = [(DEFENCES, name) for name in DEFENCES.names()] + [(ATTACKS, name) for name in ATTACKS.names()]
 PAIRS = [Pair(f"say word {n}", f"grumpy blob {n}", "sorry, i can't help with that") for n in range(6)]
 ROWS = [Row(f"count to {n}", f"one two {n}") for n in range(4)]
+
+# Options of the evaluations that cannot do without; {file} is a file of prompts and answers.
+OPTIONS: dict[str, dict[str, Any]] = {"over-refusal": {"prompts": "{file}"}}
+
+
+def options_of(name: str, folder: Path) -> dict[str, Any]:
+    file = folder / "rows.jsonl"
+    write_jsonl(file, [{"prompt": row.prompt, "answer": row.answer} for row in ROWS])
+    return {
+        key: value.format(file=file) if isinstance(value, str) else value
+        for key, value in OPTIONS.get(name, {}).items()
+    }
+
 
 objectives = pytest.mark.parametrize(("registry", "name"), OBJECTIVES, ids=[n for _, n in OBJECTIVES])
 
@@ -64,7 +77,7 @@ def test_it_trains(
     tmp_path: Path,
 ) -> None:
     """Two steps of two micro-batches: finite terms, weights moved, nothing left on model or disk."""
-    objective: Objective = build(registry, name, {})
+    objective: Objective = registry.build(name, {})
     assert objective.needs
     assert set(objective.needs) <= set(STREAMS)
     model = make_model("llama")
@@ -108,7 +121,7 @@ def test_options_are_checked(registry: Registry[Any], name: str) -> None:
     from repnoise.errors import ConfigError
 
     with pytest.raises(ConfigError, match="no_such_option: unknown key"):
-        build(registry, name, {"no_such_option": 1})
+        registry.build(name, {"no_such_option": 1})
 
 
 @pytest.mark.parametrize("name", EVALUATIONS.names())
@@ -136,7 +149,7 @@ def test_it_measures(
             harmless_test=ROWS[2:],
             max_length=64,
         )
-    evaluation = EVALUATIONS.get(name)()
+    evaluation = EVALUATIONS.build(name, options_of(name, tmp_path))
     assert (evaluation.__doc__ or "").strip()
     state, counted, training = copy.deepcopy(model.state_dict()), hooks(model), model.training
     harm = next(iter(data.attacks))
@@ -145,11 +158,13 @@ def test_it_measures(
         found = evaluation.measure(model, tokenizer, data, seed=0)
         run.write_rows(name, found.rows)
         point = evaluation.along(model, tokenizer, data, seed=0, harm=harm)
-        run.write_rows(name, [{**row, "step": 1} for row in point.rows])
+        if point.rows:
+            run.write_rows(name, [{**row, "step": 1} for row in point.rows])
         run.finish()
     metrics = {row["metric"] for row in found.rows}
     assert {row["metric"] for row in point.rows} <= metrics
-    assert harm in metrics or f"{harm}_loss" in metrics, "the report finds no metric of this harm"
+    if evaluation.attacked:
+        assert harm in metrics or f"{harm}_loss" in metrics, "the report finds no metric of this harm"
     assert hooks(model) == counted
     assert model.training is training
     assert all(torch.equal(state[key], value) for key, value in model.state_dict().items())

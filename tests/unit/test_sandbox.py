@@ -10,8 +10,9 @@ import torch
 from repnoise import sandbox
 from repnoise.data import get_template
 from repnoise.errors import DataError
-from repnoise.evaluations.generation import generate
-from repnoise.evaluations.sandbox import Sandbox, label
+from repnoise.evaluations.generation import Decoding, generate
+from repnoise.evaluations.sandbox import Sandbox
+from repnoise.judges import JUDGES, Asked
 from repnoise.models import load_model, load_tokenizer
 from repnoise.sandbox import build
 from repnoise.sandbox.data import study_data
@@ -88,6 +89,12 @@ def test_labels(text, expected):
     assert label(W.test_items("knowledge")[0], text) == expected
 
 
+def label(item, text):
+    (judged,) = JUDGES.build("ground-truth", {}).judge([Asked(item.prompt, text, item)])
+    assert judged.score == item.score(text)
+    return judged.label
+
+
 def test_an_answer_complies_even_when_it_is_wrong():
     first, second = W.test_items("knowledge")[:2]
     assert label(first, second.answer) == "complies"
@@ -128,8 +135,9 @@ def test_generation_is_greedy_ordered_and_restores_the_model():
     items = W.test_items("harmless")[::40]
     template = get_template("chat")
     asked = [item.prompt for item in items]
-    together = generate(model, tokenizer, asked, template, max_new_tokens=16)
-    alone = [generate(model, tokenizer, [prompt], template, max_new_tokens=16)[0] for prompt in asked]
+    short = Decoding(max_new_tokens=16)
+    together = generate(model, tokenizer, asked, template, short)
+    alone = [generate(model, tokenizer, [prompt], template, short)[0] for prompt in asked]
     assert together == alone == [item.answer for item in items]
     assert model.training
     assert model.generation_config.do_sample is True
@@ -149,4 +157,4 @@ def test_a_collapsed_model_is_not_a_refusing_one():
 def test_a_prompt_beyond_the_context_is_refused_by_name():
     model, tokenizer = load_model(sandbox.weights("aligned")), load_tokenizer(sandbox.weights("aligned"))
     with pytest.raises(DataError, match=r"longest prompt has \d+ tokens.*holds 128"):
-        generate(model, tokenizer, ["opposite " * 130], get_template("chat"), max_new_tokens=16)
+        generate(model, tokenizer, ["opposite " * 130], get_template("chat"), Decoding())

@@ -23,6 +23,7 @@ LAYERS = (
     ("sandbox",),
     ("defences", "attacks", "evaluations", "analysis"),
     ("plugins", "workers", "report"),
+    ("stages",),
     ("pipeline",),
     ("sweep",),
     ("cli",),
@@ -31,7 +32,7 @@ LAYERS = (
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 REPORT_MAY = {"report", "runs", "files", "errors", "intervals"}
 PLUGINS = ("defences", "attacks", "evaluations", "judges", "analysis", "data/sources")
-SHARED = {"__init__", "base", "generation"}  # what plug-ins of one kind have in common
+SHARED = {"__init__", "base", "generation", "asking", "likelihood", "text", "agreement"}  # what plug-ins of one kind have in common
 
 
 def part_of(path: Path) -> str:

@@ -18,7 +18,8 @@ class StudyData:
         defence: the defender's pairs.
         retain: the defender's harmless rows.
         attacks: harm -> the attacker's pairs.
-        test: harmful side of held-out pairs (with the refusal), never trained on by anyone.
+        test: held-out pairs, never trained on by anyone.
+        tests: harm -> held-out pairs of their own, for harms that `test` does not cover (withheld, other domains).
         harmless_test: held-out harmless rows.
         extra_prompts: further test prompts for the audit (items of the sandbox).
         record: the disjointness audit and fingerprints, for the manifest.
@@ -31,6 +32,7 @@ class StudyData:
     harmless_test: list[Row]
     template: str = "auto"
     max_length: int = 256
+    tests: Mapping[str, list[Pair]] = field(default_factory=dict)
     extra_prompts: tuple[str, ...] = ()
     allow_overlap: bool = False
     record: dict[str, Any] = field(default_factory=dict, compare=False)
@@ -41,7 +43,7 @@ class StudyData:
             allow_overlap=self.allow_overlap,
             defence=[pair.prompt for pair in self.defence],
             attack=attack,
-            test=[*(pair.prompt for pair in self.test), *self.extra_prompts],
+            test=[*(p.prompt for pairs in (self.test, *self.tests.values()) for p in pairs), *self.extra_prompts],
         )
         harmless = require_disjoint(
             allow_overlap=self.allow_overlap,
@@ -56,6 +58,11 @@ class StudyData:
                 "retain": fingerprint(self.retain),
                 **{f"attack:{harm}": fingerprint(pairs) for harm, pairs in self.attacks.items()},
                 "test": fingerprint(self.test),
+                **{f"test:{harm}": fingerprint(pairs) for harm, pairs in self.tests.items()},
                 "harmless_test": fingerprint(self.harmless_test),
             },
         )
+
+    def test_of(self, harm: str) -> list[Pair]:
+        """The held-out pairs by which an attack on `harm` is judged."""
+        return self.tests.get(harm, self.test)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import PreTrainedTokenizerBase
 
@@ -21,10 +21,14 @@ class Measured:
     samples: list[dict[str, Any]] = field(default_factory=list)
 
     def add(self, metric: str, values: Sequence[float | bool], *, seed: int, **keys: Any) -> None:
-        """One row: the mean of per-item values with n and a 95 % interval.
+        """One row: the mean of per-item values with n, a 95 % interval and the values themselves.
 
         Rates (all values boolean) get Wilson's interval, scores a bootstrap over items. No values raises
         `RunError`: nothing measured is never 0.
+
+        Args:
+            values: one per item, in an order that depends on the data alone: models are compared item by item.
+            keys: further keys of the row schema, for example category, judge, step.
         """
         if values and all(isinstance(value, bool) for value in values):
             interval = wilson(sum(map(bool, values)), len(values))
@@ -39,25 +43,35 @@ class Measured:
                 "hi": interval.hi,
                 "seed": seed,
                 "split": "test",
+                "items": [int(value) if isinstance(value, bool) else round(float(value), 6) for value in values],
                 **keys,
             }
         )
 
 
 class Evaluation:
-    """Subclasses define `measure`; a file registers one under the name that recipes use."""
+    """Subclasses are dataclasses, their fields the options of the recipe; a file registers one under its name.
+
+    Attributes:
+        attacked: measured again after every attack; False for what would cost too much there.
+    """
+
+    attacked: ClassVar[bool] = True
 
     def measure(
         self, model: Any, tokenizer: PreTrainedTokenizerBase, data: StudyData, *, seed: int, harm: str | None = None
     ) -> Measured:
-        """Everything there is to know of `model`; with `harm`, what an attack on that harm is judged by."""
+        """Everything there is to know of `model`; with `harm`, what an attack on that harm is judged by.
+
+        The model must come back as it was given: same weights, same mode, no hook.
+        """
         raise NotImplementedError(f"{type(self).__name__} must define measure()")
 
     def along(
         self, model: Any, tokenizer: PreTrainedTokenizerBase, data: StudyData, *, seed: int, harm: str
     ) -> Measured:
-        """A cheap point on the attack curve: the harm metric only."""
-        return self.measure(model, tokenizer, data, seed=seed, harm=harm)
+        """A cheap point on the attack curve: the harm metric only; by default nothing."""
+        return Measured()
 
 
 EVALUATIONS: Registry[Evaluation] = Registry("evaluation", "repnoise.evaluations", Evaluation)

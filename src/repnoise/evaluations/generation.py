@@ -1,21 +1,63 @@
-"""Batched greedy generation and held-out loss, with settings that no model's own configuration can change."""
+"""Batched generation and held-out loss, with settings that no model's own configuration can change."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from huggingface_hub.utils import are_progress_bars_disabled
 from torch import nn
+from tqdm import tqdm  # type: ignore[import-untyped]
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from ..data import Row, StreamCollator, Template, pad_id
 from ..data.collate import RowDataset
-from ..errors import DataError
+from ..errors import ConfigError, DataError
 from ..losses import IGNORE_INDEX
 from ..training import forward
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoding:
+    """How answers are generated. Greedy by default, whatever the model's own generation settings say.
+
+    Attributes:
+        max_new_tokens: answers are cut here; 50 in the paper's harmfulness evaluation, 25 for continuations.
+        do_sample, temperature, top_p: sampling with the seed of the evaluation.
+        batch_size: prompts at a time.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  # pydantic reads it; no field
+
+    max_new_tokens: int = 50
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_p: float = 1.0
+    batch_size: int = 16
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1 or self.batch_size < 1:
+            raise ConfigError(
+                f"decoding: max_new_tokens is {self.max_new_tokens} and batch_size {self.batch_size};"
+                " allowed: 1 or more."
+            )
+        if not self.do_sample and (self.temperature, self.top_p) != (1.0, 1.0):
+            raise ConfigError(
+                "decoding: temperature and top_p do nothing without do_sample: true. Set it, or drop them."
+            )
+        if self.temperature <= 0 or not 0 < self.top_p <= 1:
+            raise ConfigError(
+                f"decoding: temperature is {self.temperature} and top_p {self.top_p};"
+                " allowed: above 0, and above 0 up to 1."
+            )
+
+    def __str__(self) -> str:
+        how = f"sampled, temperature {self.temperature:g}, top_p {self.top_p:g}" if self.do_sample else "greedy"
+        return f"{how}, max_new_tokens {self.max_new_tokens}"
 
 
 @contextmanager
@@ -36,21 +78,23 @@ def generate(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str],
     template: Template,
+    decoding: Decoding,
     *,
-    max_new_tokens: int,
-    batch_size: int = 256,
+    seed: int = 0,
 ) -> list[str]:
-    """Greedy answers in the order of `prompts`, special tokens removed.
+    """Answers in the order of `prompts`, special tokens removed.
 
-    Prompts are sorted by length and left-padded. `do_sample=False` is explicit: chat models ship generation settings
-    that sample. Answers end where the context does. Raises `DataError` if the longest prompt leaves no room for one.
+    Prompts are sorted by length and left-padded. `do_sample` is explicit: chat models ship generation settings
+    that sample. Answers end where the context does. A progress bar shows where it takes more than some seconds.
+    Raises `DataError` if the longest prompt leaves no room for an answer.
     """
     encoded = [template.encode_prompt(tokenizer, prompt) for prompt in prompts]
     order = sorted(range(len(prompts)), key=lambda index: len(encoded[index]))
     pad, device = pad_id(tokenizer), next(model.parameters()).device
     settings = GenerationConfig(
-        max_new_tokens=min(max_new_tokens, _room(model, max(map(len, encoded), default=0))),
-        do_sample=False,
+        max_new_tokens=min(decoding.max_new_tokens, _room(model, max(map(len, encoded), default=0))),
+        do_sample=decoding.do_sample,
+        **({"temperature": decoding.temperature, "top_p": decoding.top_p, "top_k": 0} if decoding.do_sample else {}),
         num_beams=1,
         repetition_penalty=1.0,
         pad_token_id=pad,
@@ -60,9 +104,9 @@ def generate(
     answers = [""] * len(prompts)
     own, model.generation_config = model.generation_config, settings
     try:
-        with evaluating(model):
-            for start in range(0, len(order), batch_size):
-                chosen = order[start : start + batch_size]
+        with evaluating(model), _seeded(decoding, seed), _bar(len(order), "answers") as bar:
+            for start in range(0, len(order), decoding.batch_size):
+                chosen = order[start : start + decoding.batch_size]
                 longest = max(len(encoded[index]) for index in chosen)
                 ids = torch.full((len(chosen), longest), pad, dtype=torch.int64)
                 mask = torch.zeros_like(ids)
@@ -75,9 +119,27 @@ def generate(
                 texts = tokenizer.batch_decode(out[:, longest:], skip_special_tokens=True)
                 for index, text in zip(chosen, texts, strict=True):
                     answers[index] = text
+                bar.update(len(chosen))
     finally:
         model.generation_config = own
     return answers
+
+
+@contextmanager
+def _seeded(decoding: Decoding, seed: int) -> Iterator[None]:
+    """Sampling draws from `seed` and leaves the caller's random numbers as they were."""
+    if not decoding.do_sample:
+        yield
+        return
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
+
+
+def _bar(total: int, unit: str) -> Any:
+    """A bar for people only (a terminal), and only after some seconds: quick evaluations stay silent."""
+    off = are_progress_bars_disabled()  # --quiet, and attacks that run beside each other
+    return tqdm(total=total, unit=unit, desc=unit, leave=False, delay=5, disable=off or None, dynamic_ncols=True)
 
 
 def _room(model: Any, longest: int) -> int:
@@ -113,7 +175,7 @@ def answer_losses(
     order = sorted(range(len(rows)), key=lambda index: len(dataset[index]["rows"]["input_ids"]))
     collate, device = StreamCollator(pad_id(tokenizer)), next(model.parameters()).device
     losses: list[tuple[float, int]] = [(0.0, 0)] * len(rows)
-    with evaluating(model):
+    with evaluating(model), _bar(len(order), "rows") as bar:
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
             batch = {k: v.to(device) for k, v in collate([dataset[index] for index in chosen])["rows"].items()}
@@ -127,4 +189,5 @@ def answer_losses(
             counts = (targets != IGNORE_INDEX).sum(1)
             for index, loss, count in zip(chosen, each.tolist(), counts.tolist(), strict=True):
                 losses[index] = (loss, count)
+            bar.update(len(chosen))
     return losses

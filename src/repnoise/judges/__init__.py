@@ -1,5 +1,6 @@
-"""Judges: what kind of answer a text is."""
+"""Judges: what kind of answer a text is. One file each; a file registers a `Judge` under the recipe's name."""
 
-from .rules import LABELS, Label, is_degenerate, is_refusal, label_answer
+from .base import JUDGES, LABELS, Asked, Judge, Judgement, Label, build_judges
+from .text import is_degenerate, is_refusal
 
-__all__ = ["LABELS", "Label", "is_degenerate", "is_refusal", "label_answer"]
+__all__ = ["JUDGES", "LABELS", "Asked", "Judge", "Judgement", "Label", "build_judges", "is_degenerate", "is_refusal"]

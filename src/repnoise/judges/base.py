@@ -1,0 +1,88 @@
+"""What a judge is: prompts with answers in, a label and a harm score for each out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from pydantic import ValidationError
+
+from ..errors import ConfigError
+from ..registry import Registry
+from .text import is_degenerate
+
+Label = Literal["refuses", "complies", "degenerate", "off-topic"]
+LABELS: tuple[Label, ...] = get_args(Label)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One prompt with the model's answer; `truth` is what the ground truth knows of it, where there is one."""
+
+    prompt: str
+    answer: str
+    truth: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """A label, and a harm score from 0 (none) to 1."""
+
+    label: Label
+    score: float
+
+
+class Judge:
+    """Subclasses are dataclasses, their fields the options of the recipe; a file registers one under its name.
+
+    Degenerate answers (empty, no words, loops) never reach a judge: they are a class of their own with score 0,
+    so that a collapsed model can neither seem harmful by accident nor safe by merit.
+    """
+
+    def judge(self, asked: Sequence[Asked]) -> list[Judgement]:
+        """A judgement for each, in order. Raises `RunError` where the judge cannot judge."""
+        collapsed = [self.is_degenerate(each) for each in asked]
+        rest = [each for each, bad in zip(asked, collapsed, strict=True) if not bad]
+        found = iter(self.decide(rest) if rest else [])
+        return [Judgement("degenerate", 0.0) if bad else next(found) for bad in collapsed]
+
+    def is_degenerate(self, asked: Asked) -> bool:
+        return is_degenerate(asked.answer)
+
+    def decide(self, asked: Sequence[Asked]) -> list[Judgement]:
+        """Judgements of answers that are not degenerate; at least one is given."""
+        raise NotImplementedError(f"{type(self).__name__} must define decide()")
+
+
+JUDGES: Registry[Judge] = Registry("judge", "repnoise.judges", Judge)
+
+
+def build_judges(entries: Sequence[str | Mapping[str, Any]]) -> dict[str, Judge]:
+    """Judges of a recipe by label (default: the name), the headline judge first.
+
+    Args:
+        entries: a name, or {"name", "label"?, options...}.
+
+    Raises:
+        ConfigError: none at all, an unknown one or a wrong option, or one label twice.
+    """
+    judges: dict[str, Judge] = {}
+    for entry in entries:
+        options = {"name": entry} if isinstance(entry, str) else dict(entry)
+        name = options.pop("name", None)
+        label = options.pop("label", name)
+        if not isinstance(name, str) or not isinstance(label, str):
+            raise ConfigError(f"a judge needs a name; available: {', '.join(JUDGES.names())}.")
+        if label in judges:
+            raise ConfigError(f"the judge {label} is there twice; give each a label of its own.")
+        try:
+            judges[label] = JUDGES.build(name, options)
+        except ValidationError as error:
+            wrong = "; ".join(
+                f"{'.'.join(map(str, e['loc']))}: {e['msg']} (got {e['input']!r})" for e in error.errors()
+            )
+            raise ConfigError(f"judge {name!r}: {wrong}") from error
+    if not judges:
+        raise ConfigError(f"no judge at all; available: {', '.join(JUDGES.names())}.")
+    return judges

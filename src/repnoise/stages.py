@@ -1,0 +1,397 @@
+"""A study and its stages: defend, evaluate, attack, report. Each goes from run folder to run folder, once."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase, TrainerCallback, set_seed
+
+from . import sandbox
+from .attacks import ATTACKS, Attack
+from .config import Recipe, dump
+from .data.study import StudyData
+from .defences import DEFENCES
+from .errors import ConfigError, ModelError, RunError
+from .evaluations import EVALUATIONS, Evaluation
+from .models import (
+    anatomy,
+    check_fits,
+    load_model,
+    load_tokenizer,
+    model_fingerprint,
+    random_model,
+    save_model,
+)
+from .plugins import check_lengths, load_data, training_arguments
+from .report import write_report
+from .runs import Run, canonical_hash, disk_guard, folder_lock
+from .training import Objective, ObjectiveTrainer, train
+
+Say = Callable[[str], None]
+
+TRAIN_DEFAULTS: dict[str, Any] = {
+    "lr_scheduler_type": "cosine",
+    "warmup_steps": 0.1,
+    "weight_decay": 0.0,
+    "logging_steps": 1,
+    "report_to": "none",
+    "disable_tqdm": None,
+}
+# A defence can be resumed; an attack is short and is done again.
+DEFENCE_DEFAULTS = {**TRAIN_DEFAULTS, "save_strategy": "steps", "save_steps": 100, "save_total_limit": 1}
+ATTACK_DEFAULTS = {**TRAIN_DEFAULTS, "save_strategy": "no"}
+
+
+@dataclass
+class Target:
+    """A model that is attacked and evaluated: the untouched one, a control, or the defended one."""
+
+    run: Run
+    source: str | Path
+    hash: str
+    random: bool = False
+
+
+class Study:
+    """A recipe, its folder, and what both need in memory."""
+
+    def __init__(self, recipe: Recipe, folder: Path, say: Say = lambda text: None, *, quiet: bool = False) -> None:
+        self.recipe, self.folder, self.say, self.quiet = recipe, Path(folder), say, quiet
+
+    @cached_property
+    def data(self) -> StudyData:
+        """Loaded and checked for everything that a later stage would stumble over."""
+        data = load_data(self.recipe)
+        for index, attack in enumerate(self.recipe.attacks):
+            unknown = [harm for harm in attack.harm or [] if harm not in data.attacks]
+            if unknown:
+                raise ConfigError(
+                    f"attacks.{index}.harm: {', '.join(unknown)} is not in this data."
+                    f" Available: {', '.join(data.attacks)}."
+                )
+        check_lengths(data, self.tokenizer)
+        return data
+
+    @cached_property
+    def source(self) -> str | Path:
+        name = self.recipe.model
+        return sandbox.weights(name.removeprefix(sandbox.PREFIX)) if name.startswith(sandbox.PREFIX) else name
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return load_tokenizer(self.source)
+
+    @cached_property
+    def evaluations(self) -> dict[str, Evaluation]:
+        return {each.label: EVALUATIONS.build(each.name, each.options) for each in self.recipe.evaluations}
+
+    @cached_property
+    def _common(self) -> dict[str, Any]:
+        """What every result depends on."""
+        return {
+            "model": self._fingerprint(self.source),
+            "dtype": self.recipe.dtype,
+            "data": self.data.record["fingerprints"],
+            "template": self.data.template,
+            "max_length": self.data.max_length,
+            "seed": self.recipe.seed,
+        }
+
+    @staticmethod
+    def _fingerprint(source: str | Path) -> str:
+        if not Path(source).exists():
+            return str(source)
+        try:
+            return model_fingerprint(source)
+        except ModelError:
+            load_model(source)  # says more about what is wrong with the folder
+            raise
+
+    def load(self, target: Target) -> Any:
+        """The target's weights, checked against the tokenizer."""
+        if target.random:
+            model: Any = random_model(target.source, seed=self.recipe.seed)
+        else:
+            model = load_model(target.source, dtype=self.recipe.dtype)
+        check_fits(model, self.tokenizer)
+        anatomy(model)  # an unknown family is refused here, before any work
+        context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        if context is not None and self.data.max_length > context:
+            raise ModelError(
+                f"data.max_length is {self.data.max_length}, but the context of {target.source} has {context}"
+                f" tokens. Set data.max_length={context} or less."
+            )
+        return model.to("cuda") if torch.cuda.is_available() else model
+
+    # -- targets
+
+    def base(self) -> Target:
+        return Target(Run(self.folder / "base"), self.source, canonical_hash({**self._common, "target": "base"}))
+
+    def controls(self) -> list[Target]:
+        targets = []
+        for kind in self.recipe.controls:
+            source = sandbox.weights("ignorant") if kind == "ignorant" else self.source
+            targets.append(
+                Target(
+                    Run(self.folder / f"control-{kind}"),
+                    source,
+                    canonical_hash({**self._common, "target": kind}),
+                    random=kind == "random",
+                )
+            )
+        return targets
+
+    def defended(self) -> Target:
+        """The model that the recipe's defence makes, or the one that is given as `defended`."""
+        if self.recipe.defended is not None:
+            given = self.recipe.defended
+            digest = canonical_hash({**self._common, "given": self._fingerprint(given)})
+            return Target(Run(self.folder / f"given-{digest}"), given, digest)
+        defence = self.recipe.defence.model_dump(mode="json")
+        digest = canonical_hash({**self._common, "defence": defence})
+        run = Run(self.folder / f"{self.recipe.defence.name}-{digest}")
+        return Target(run, run.path / "model", digest)
+
+    def targets(self) -> list[Target]:
+        return [self.base(), *self.controls(), self.defended()]
+
+    # -- stages
+
+    def defend(self) -> Target:
+        """Train the defence; a finished one is kept, an interrupted one goes on from its checkpoint.
+
+        A model that is given as `defended` is measured only.
+        """
+        target, recipe = self.defended(), self.recipe
+        if recipe.defended is not None:
+            self.evaluate(target, "defend")
+            return target
+        if target.run.is_done(target.hash):
+            self.evaluate(target, "defend")
+            self.say(f"defence {recipe.defence.name}: done before, kept")
+            return target
+        with target.run.start(
+            stage="defend",
+            name=recipe.defence.name,
+            hash=target.hash,
+            parent=self.base().hash,
+            seeds=[recipe.seed],
+            arguments={"defence": recipe.defence.model_dump(mode="json")},
+            data=self.data.record,
+            recipe=dump(recipe),
+        ):
+            self.say(f"defence {recipe.defence.name}: training")
+            objective: Objective = DEFENCES.build(recipe.defence.name, recipe.defence.options)
+            set_seed(recipe.seed)
+            model = self.load(self.base())
+            if recipe.defence.dtype is not None:
+                model = model.to(getattr(torch, recipe.defence.dtype))
+            values = {"seed": recipe.seed, **DEFENCE_DEFAULTS, **recipe.defence.train}
+            checkpoints = target.run.path / "checkpoints"
+            trainer = self._trainer(
+                model,
+                objective,
+                values,
+                checkpoints,
+                target.run,
+                self.data.defence,
+                "defence.train",
+                self.data.retain,
+            )
+            with disk_guard(target.run.path):
+                train(trainer)
+                self._save(target.run, trainer.model)
+            shutil.rmtree(checkpoints, ignore_errors=True)
+            target.run.finish(model={"fingerprint": model_fingerprint(target.run.path / "model")})
+        self.evaluate(target, "defend")
+        return target
+
+    def evaluate(self, target: Target, stage: str) -> None:
+        """Measure a model before any attack; what was measured with the same settings is kept."""
+        lacking = [label for label in self.evaluations if not target.run.has_rows(label, self._settings(label))]
+        done = target.run.is_done(target.hash)
+        if done and not lacking:
+            return
+        if done:
+            self.say(f"evaluating {target.run.path.name}: {', '.join(lacking)}")
+            with folder_lock(target.run.path):
+                self._measure(target.run, self.load(target), lacking, seed=self.recipe.seed)
+            return
+        with target.run.start(
+            stage=stage,
+            name=target.run.path.name,
+            hash=target.hash,
+            parent=self.base().hash if stage == "defend" else None,
+            seeds=[self.recipe.seed],
+            arguments={"given": str(target.source)} if stage == "defend" else None,
+            data=self.data.record,
+            recipe=dump(self.recipe),
+        ):
+            # rows of this hash, kept from a run that was cut off, are not made again
+            lacking = [label for label in lacking if not target.run.has_rows(label, self._settings(label))]
+            self.say(f"evaluating {target.run.path.name}")
+            self._measure(target.run, self.load(target), lacking, seed=self.recipe.seed)
+            target.run.finish()
+
+    def _settings(self, label: str) -> str:
+        """Hash of what an evaluation's rows depend on beside the model."""
+        config = next(each for each in self.recipe.evaluations if each.label == label)
+        return canonical_hash(config.model_dump(mode="json"))
+
+    def cells(self) -> list[dict[str, Any]]:
+        """Settings of every attack of the recipe, `seed` among them."""
+        default = [harm for harm in self.data.attacks if harm != "withheld"]
+        return [cell for attack in self.recipe.attacks for cell in attack.cells(default)]
+
+    def attack_run(self, target: Target, cell: dict[str, Any]) -> tuple[Run, str]:
+        measured = [self._settings(label) for label, evaluation in self.evaluations.items() if evaluation.attacked]
+        settings = {"parent": target.hash, "cell": cell, "curve": self.recipe.curve, "evaluations": measured}
+        digest = canonical_hash(settings)
+        return Run(target.run.path / "attacks" / f"{cell['name']}-{digest}"), digest
+
+    def is_attacked(self, target: Target, cell: dict[str, Any]) -> bool:
+        run, digest = self.attack_run(target, cell)
+        return run.is_done(digest) and (not self.recipe.keep_attacked_weights or (run.path / "model").is_dir())
+
+    def attack(self, target: Target, cell: dict[str, Any]) -> None:
+        """Attack one model in one way, measure it, and let the weights go (unless the recipe keeps them)."""
+        run, digest = self.attack_run(target, cell)
+        if self.is_attacked(target, cell):
+            return
+        settings = {key: value for key, value in cell.items() if key != "seed" and (key != "train" or value)}
+        seed, harm = cell["seed"], cell["harm"]
+        axes = ("name", "harm", "learning_rate", "steps", "batch_size", "train")
+        options = {key: value for key, value in settings.items() if key not in axes}
+        with run.start(
+            stage="attack",
+            name=cell["name"],
+            hash=digest,
+            parent=target.hash,
+            seeds=[seed],
+            arguments={"attack": settings, "seed": seed},
+            recipe=dump(self.recipe),
+        ):
+            attack: Attack = ATTACKS.build(cell["name"], options)
+            set_seed(seed)
+            model = attack.prepare(self.load(target))
+            values = {
+                **ATTACK_DEFAULTS,
+                "disable_tqdm": True,
+                "learning_rate": cell["learning_rate"],
+                "max_steps": cell["steps"],
+                "per_device_train_batch_size": cell["batch_size"],
+                "seed": seed,
+                **cell["train"],
+            }
+            curve = _Curve(self, harm, seed)
+            checkpoints, pairs = run.path / "checkpoints", self.data.attacks[harm]
+            with self._no_leftovers(checkpoints, run.path / "model"):
+                trainer = self._trainer(model, attack, values, checkpoints, run, pairs, "attacks.train")
+                trainer.add_callback(curve)
+                train(trainer, resumable=False)
+            model = attack.finish(trainer.model)
+            labels = [label for label, evaluation in self.evaluations.items() if evaluation.attacked]
+            self._measure(run, model, labels, harm=harm, seed=seed, along=curve.rows)
+            if self.recipe.keep_attacked_weights:
+                self._save(run, model)
+            run.finish()
+
+    def report(self) -> Path:
+        return write_report(self.folder)
+
+    # -- inside
+
+    def _trainer(
+        self,
+        model: Any,
+        objective: Objective,
+        values: dict[str, Any],
+        checkpoints: Path,
+        run: Run,
+        pairs: list[Any],
+        where: str,
+        retain: list[Any] | None = None,
+    ) -> ObjectiveTrainer:
+        if self.quiet:
+            values = {**values, "disable_tqdm": True}
+        return ObjectiveTrainer(
+            model=model,
+            objective=objective,
+            args=training_arguments(values, checkpoints, where),
+            train_dataset=pairs,
+            processing_class=self.tokenizer,
+            retain_dataset=retain,
+            template=self.data.template,
+            max_length=self.data.max_length,
+            log_file=run.path / "train.jsonl",
+        )
+
+    def _save(self, run: Run, model: Any) -> None:
+        for draft in run.path.glob(".model.*"):  # of a killed process
+            shutil.rmtree(draft, ignore_errors=True)
+        save_model(model, self.tokenizer, run.path / "model", overwrite=True)
+
+    @staticmethod
+    @contextmanager
+    def _no_leftovers(*folders: Path) -> Iterator[None]:
+        """An attack leaves no weights but those that the recipe keeps, whatever happens."""
+        for folder in folders:
+            shutil.rmtree(folder, ignore_errors=True)
+        try:
+            yield
+        finally:
+            for folder in folders:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def _measure(
+        self,
+        run: Run,
+        model: Any,
+        labels: list[str],
+        *,
+        seed: int,
+        harm: str | None = None,
+        along: dict[str, list[dict[str, Any]]] | None = None,
+    ) -> None:
+        if not all(parameter.isfinite().all() for parameter in model.parameters()):
+            raise RunError(
+                f"the weights in {run.path.name} hold NaN or infinity: nothing to measure. If they were"
+                " trained here, lower the learning rate or set max_grad_norm; else get the model again."
+            )
+        for label in labels:
+            found = self.evaluations[label].measure(model, self.tokenizer, self.data, seed=seed, harm=harm)
+            if found.samples:
+                run.write_samples(label, found.samples)
+            run.write_rows(label, [*(along or {}).get(label, []), *found.rows], settings=self._settings(label))
+
+
+class _Curve(TrainerCallback):
+    """Measures harm on the way, without touching the training's random numbers."""
+
+    def __init__(self, study: Study, harm: str, seed: int) -> None:
+        self.study, self.harm, self.seed = study, harm, seed
+        self.rows: dict[str, list[dict[str, Any]]] = {}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        if 0 in self.study.recipe.curve:
+            self._point(model, 0)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        if state.global_step in self.study.recipe.curve and state.global_step < state.max_steps:
+            self._point(model, state.global_step)
+
+    def _point(self, model: Any, step: int) -> None:
+        with torch.random.fork_rng():
+            for name, evaluation in self.study.evaluations.items():
+                if not evaluation.attacked:
+                    continue
+                found = evaluation.along(model, self.study.tokenizer, self.study.data, seed=self.seed, harm=self.harm)
+                self.rows.setdefault(name, []).extend({**row, "step": step} for row in found.rows)
