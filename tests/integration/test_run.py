@@ -151,7 +151,7 @@ def test_a_model_that_was_defended_elsewhere_gets_the_same_score_sheet(
     study, _ = finished
     out = tmp_path / "out"
     shutil.copytree(study.out / "base", out / "base")
-    arguments = ("evaluate", study.recipe, "--defended", study.model, "controls=[]", "--out", out, "--json")
+    arguments = ("evaluate", study.recipe, "--defended", study.folder / "model", "controls=[]", "--out", out, "--json")
     answer = cli(*arguments)
     assert answer.code == 0, answer.err
     (given,) = out.glob("given-*")

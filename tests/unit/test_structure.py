@@ -32,7 +32,8 @@ LAYERS = (
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 REPORT_MAY = {"report", "runs", "files", "errors", "intervals"}
 PLUGINS = ("defences", "attacks", "evaluations", "judges", "analysis", "data/sources")
-SHARED = {"__init__", "base", "generation", "asking", "likelihood", "text", "agreement"}  # what plug-ins of one kind have in common
+# What plug-ins of one kind have in common.
+SHARED = {"__init__", "base", "generation", "asking", "likelihood", "text", "agreement"}
 
 
 def part_of(path: Path) -> str:
