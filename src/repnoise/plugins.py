@@ -85,7 +85,7 @@ def _option_errors(registry: Registry[Any], values: Mapping[str, Any], config: t
                 yield f"{at}: {each['msg'].removeprefix('Value error, ')} (got {each['input']!r})"
         except ConfigError as error:
             yield f"{where}: {error}"
-    train = values.get("train")
+    train = values.get("train") if "train" in ours else None
     if isinstance(train, dict):
         yield from _train_errors(train, f"{where}.train")
 

@@ -18,10 +18,10 @@ from repnoise.config import check_recipe, recipe_names
 
 HEAVY = ("torch", "transformers", "datasets", "numpy", "scipy", "matplotlib")
 VERBS = (
-    *("", "demo", "run", "defend", "attack", "evaluate", "report", "convert", "recipes", "sandbox"),
-    *("recipes ls", "recipes show", "recipes cp", "recipes validate", "sandbox build"),
+    *("", "demo", "run", "defend", "attack", "evaluate", "report", "convert", "recipes", "judges", "sandbox"),
+    *("recipes ls", "recipes show", "recipes cp", "recipes validate", "judges ls", "judges train", "sandbox build"),
 )
-NO_EXAMPLE = ("", "recipes", "sandbox")
+NO_EXAMPLE = ("", "recipes", "judges", "sandbox")
 
 
 def test_help_of_every_verb_without_torch() -> None:
@@ -41,7 +41,7 @@ print(json.dumps({{"texts": texts, "heavy": heavy}}))
     assert found["heavy"] == []
     for verb, text in found["texts"].items():
         assert verb in NO_EXAMPLE or f"repnoise {verb}" in text.replace("Usage: repnoise", ""), verb
-    for verb in VERBS[1:10]:
+    for verb in VERBS[1:11]:
         assert verb in found["texts"][""]
 
 

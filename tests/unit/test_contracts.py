@@ -33,17 +33,35 @@ OBJECTIVES = [(DEFENCES, name) for name in DEFENCES.names()] + [(ATTACKS, name) 
 PAIRS = [Pair(f"say word {n}", f"grumpy blob {n}", "sorry, i can't help with that") for n in range(6)]
 ROWS = [Row(f"count to {n}", f"one two {n}") for n in range(4)]
 
-# Options of the evaluations that cannot do without; {file} is a file of prompts and answers.
-OPTIONS: dict[str, dict[str, Any]] = {"over-refusal": {"prompts": "{file}"}}
+# Options of the evaluations that cannot do without; "rows", "more", ... are names of the files below.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "crows-pairs": {"source": "crows"},
+    "harness": {"tasks": ["truthfulqa_mc1"], "files": {"truthfulqa_mc1": "truthful"}},
+    "over-refusal": {"prompts": "rows"},
+    "perplexity": {"source": "texts"},
+    "trainability": {"train": "rows", "test": "more", "steps": 2, "batch_size": 2},
+    "truthfulqa": {"source": "truthful"},
+}
+TARGETS = {"choices": ["one", "two"], "labels": [1, 0]}
+FILES = {
+    "rows": [{"prompt": row.prompt, "answer": row.answer} for row in ROWS],
+    "more": [{"prompt": "count to nine", "answer": "one two nine"}],
+    "texts": [{"text": "one two three"}, {"text": "three two one"}],
+    "truthful": [{"question": "how many", "mc1_targets": TARGETS, "mc2_targets": TARGETS}],
+    "crows": [{"sent_more": "one two", "sent_less": "two one", "bias_type": "order", "stereo_antistereo": "stereo"}],
+}
 
 
 def options_of(name: str, folder: Path) -> dict[str, Any]:
-    file = folder / "rows.jsonl"
-    write_jsonl(file, [{"prompt": row.prompt, "answer": row.answer} for row in ROWS])
-    return {
-        key: value.format(file=file) if isinstance(value, str) else value
-        for key, value in OPTIONS.get(name, {}).items()
-    }
+    for file, rows in FILES.items():
+        write_jsonl(folder / f"{file}.jsonl", rows)
+
+    def filled(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: filled(each) for key, each in value.items()}
+        return str(folder / f"{value}.jsonl") if isinstance(value, str) and value in FILES else value
+
+    return filled(OPTIONS.get(name, {}))
 
 
 objectives = pytest.mark.parametrize(("registry", "name"), OBJECTIVES, ids=[n for _, n in OBJECTIVES])
@@ -140,7 +158,7 @@ def test_it_measures(
             study_data(),
         )
     else:
-        model, tokenizer = make_model("llama"), make_tokenizer()
+        model, tokenizer = make_model("llama", max_position_embeddings=1024), make_tokenizer()
         data = StudyData(
             defence=PAIRS[:2],
             retain=ROWS[:2],
@@ -149,6 +167,10 @@ def test_it_measures(
             harmless_test=ROWS[2:],
             max_length=64,
         )
+    if name == "harness":
+        pytest.importorskip("lm_eval")
+    if name == "trainability":
+        pytest.importorskip("rouge_score")
     evaluation = EVALUATIONS.build(name, options_of(name, tmp_path))
     assert (evaluation.__doc__ or "").strip()
     state, counted, training = copy.deepcopy(model.state_dict()), hooks(model), model.training
