@@ -224,7 +224,7 @@ def _wrap(model: Any, tokenizer: PreTrainedTokenizerBase, batch_size: int) -> An
                 )
 
     # A copy: the harness sets a pad token.
-    return Strict(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
+    return Strict(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size)
 
 
 @contextlib.contextmanager
