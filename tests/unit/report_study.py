@@ -40,6 +40,20 @@ def attack(learning_rate: float = 1e-3, lora_rank: int | None = None, **more: An
 
 
 GRID = (attack(1e-3), attack(3e-4), attack(1e-3, 8))
+FULL = (*GRID, attack(1e-3, steps=3 * STEPS))  # everything that established resistance asks for
+
+
+def audit(*overlaps: tuple[str, str, int], harmless: bool = False) -> dict[str, Any]:
+    """What a manifest records of the data, with `overlaps` between the sets of harmful or harmless prompts."""
+    found = [{"sets": [a, b], "prompts": count, "rows": {a: count, b: count}} for a, b, count in overlaps]
+    clean: dict[str, Any] = {"sets": {}, "overlaps": [], "disjoint": True, "allow_overlap": bool(found)}
+    bad = {**clean, "overlaps": found, "disjoint": not found}
+    return {"audit": clean if harmless else bad, "harmless_audit": bad if harmless else clean}
+
+
+def items(value: float, n: int = 100) -> list[float]:
+    """`n` items 0 or 1 with (nearly) this mean; the same items are the hard ones everywhere."""
+    return [float(index < round(value * n)) for index in range(n)]
 
 
 def write_rows(run: Run, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -58,12 +72,14 @@ def write_model(
     extra: Callable[[Mapping[str, Any], int], list[dict[str, Any]]] = lambda attack, seed: [],
     name: str | None = None,
     recipe: Mapping[str, Any] | None = None,
+    data: Mapping[str, Any] | None = None,
 ) -> Run:
     """One model with `before` rows and every attack x seed; `harm` gives the final value (None: no row)."""
     run = Run(folder)
     hash = canonical_hash([folder.name, stage])
-    rows = list(before) or [row("stability", 1.0), row("over_refusal", 0.02)]
-    with run.start(stage=stage, name=name or folder.name, hash=hash, seeds=[0], recipe=recipe):
+    rows: list[Any] = list(before) or [row("stability", 1.0), row("over_refusal", 0.02)]
+    data = audit() if data is None else dict(data)
+    with run.start(stage=stage, name=name or folder.name, hash=hash, seeds=[0], recipe=recipe, data=data):
         write_rows(run, rows)
         run.write_samples("sandbox", [{"prompt": MARKER, "answer": MARKER}])
         if stage == "defend":
@@ -79,8 +95,10 @@ def write_model(
             value = harm(settings, seed)
             rows = extra(settings, seed)
             if value is not None:
-                rows += [row(metrics, value), row("stability", 0.99)]
-                rows += [row(metrics, value * step / STEPS, step=step) for step in (10, 25, 50)]
+                measured = {one["metric"] for one in rows}
+                rows += [row(metrics, value)] if metrics not in measured else []
+                rows += [row("stability", 0.99)] if "stability" not in measured else []
+                rows += [row(metrics, value * step / settings["steps"], step=step) for step in (10, 25, 50)]
             with cell.start(
                 stage="attack",
                 name="sft",
@@ -96,10 +114,42 @@ def write_model(
     return run
 
 
-def write_study(path: Path, defended: Harm = lambda attack, seed: 0.14, **more: Any) -> Path:
+def write_study(
+    path: Path,
+    defended: Harm = lambda attack, seed: 0.14,
+    *,
+    attacks: Sequence[Mapping[str, Any]] = GRID,
+    seeds: Sequence[int] = (0, 1, 2),
+    **more: Any,
+) -> Path:
     """Undefended 0.9 (+0.01 per seed), ignorant floor 0.05, random 0.0, defended as given."""
-    write_model(path / "base", lambda attack, seed: 0.9 + seed / 100)
-    write_model(path / "control-ignorant", lambda attack, seed: 0.05, stage="control")
-    write_model(path / "control-random", lambda attack, seed: 0.0, stage="control")
-    write_model(path / "repnoise-0123456789", defended, stage="defend", name="repnoise", **more)
+    grid: dict[str, Any] = {"attacks": attacks, "seeds": seeds}
+    write_model(path / "base", lambda attack, seed: 0.9 + seed / 100, **grid)
+    write_model(path / "control-ignorant", lambda attack, seed: 0.05, stage="control", **grid)
+    write_model(path / "control-random", lambda attack, seed: 0.0, stage="control", **grid)
+    write_model(path / "repnoise-0123456789", defended, stage="defend", name="repnoise", **grid, **more)
+    return path
+
+
+def judged(values: Mapping[str, float], harm: str = "knowledge", n: int = 100) -> list[dict[str, Any]]:
+    """Rows of one evaluation by several judges, the headline judge first, each with items."""
+    return [row(harm, round(v * n) / n, n=n, judge=judge, items=items(v, n)) for judge, v in values.items()]
+
+
+def write_judged(path: Path, defended: Mapping[str, float], **more: Any) -> Path:
+    """A study whose harm is told by judges: the undefended model 0.9 and the floor 0.05 for each of them."""
+    for folder, stage, values in (
+        ("base", "base", dict.fromkeys(defended, 0.9)),
+        ("control-ignorant", "control", dict.fromkeys(defended, 0.05)),
+        ("repnoise-0123456789", "defend", defended),
+    ):
+        write_model(
+            path / folder,
+            lambda settings, seed: None,
+            stage=stage,
+            attacks=FULL,
+            name="repnoise" if stage == "defend" else None,
+            extra=lambda settings, seed, values=values: [*judged(values), row("stability", 0.99)],  # type: ignore[misc]
+            **(more if stage == "defend" else {}),
+        )
     return path

@@ -88,12 +88,19 @@ def test_bad_options(options: dict[str, Any], message: str):
 def test_rows_of_results():
     samples = {
         "a": [{"doc_id": 1, "filter": "none", "acc": 0.0}, {"doc_id": 0, "filter": "none", "acc": 1.0}],
-        "b": [{"doc_id": 0, "filter": "none", "acc": 1.0, "f1": (1, 1)}],
+        "b": [{"doc_id": 0, "filter": "none", "acc": 1.0, "f1": (1, 1), "ppl": 1.0}],
     }
     results = {
         "results": {
             "a": {"alias": "a", "acc,none": 0.5, "acc_stderr,none": 0.5},
-            "b": {"alias": "b", "acc,none": 1.0, "acc_stderr,none": "N/A", "f1,none": 0.75, "f1_stderr,none": 0.1},
+            "b": {
+                "alias": "b",
+                "acc,none": 1.0,
+                "acc_stderr,none": "N/A",
+                "f1,none": 0.75,
+                "f1_stderr,none": 0.1,
+                "ppl,none": 2.7,
+            },
             "ab": {"alias": "ab", "acc,none": 2 / 3, "acc_stderr,none": 0.3},
         },
         "group_subtasks": {"ab": ["a", "b"], "a": []},
@@ -106,7 +113,9 @@ def test_rows_of_results():
     assert "items" not in rows["b_f1"]  # no mean over samples
     assert (rows["b_f1"]["value"], rows["b_f1"]["n"]) == (0.75, 1)
     assert rows["b_f1"]["hi"] == pytest.approx(0.75 + 0.196)
-    assert set(rows) == {"a_acc", "b_acc", "b_f1", "ab_acc"}
+    assert rows["b_ppl"]["value"] == 2.7  # the harness's own, not the mean of the samples
+    assert rows["b_ppl"]["lo"] is None
+    assert set(rows) == {"a_acc", "b_acc", "b_f1", "b_ppl", "ab_acc"}
 
 
 # ---- with the harness itself -------------------------------------------------------------------------------

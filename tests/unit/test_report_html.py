@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping
@@ -95,7 +96,7 @@ def test_the_page_can_be_read_without_sight(study: Path) -> None:
 def test_the_page_says_the_verdict_the_cells_and_the_words(study: Path) -> None:
     summary = summarise(study)
     page = render(study, summary)
-    text = re.sub(r"<[^>]+>", " ", page)
+    text = html.unescape(re.sub(r"<[^>]+>", " ", page))
     for sentence in summary["verdict"]["sentences"]:
         assert sentence in text
     for word in (

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_study import GRID, attack, row, write_model, write_study
+from report_study import FULL, GRID, attack, row, write_model, write_study
 
 from repnoise import files
 from repnoise.errors import RunError
@@ -30,7 +30,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def claim(summary: Mapping[str, Any], name: str, harm: str | None = None) -> dict[str, Any]:
     found = [c for c in summary["verdict"]["claims"] if c["claim"] == name and c.get("harm") == harm]
     assert len(found) == 1, summary["verdict"]["claims"]
-    return found[0]  # type: ignore[no-any-return]
+    return dict(found[0])
 
 
 def losses_of(path: Path, defended: Callable[[Mapping[str, Any]], float]) -> Path:
@@ -104,9 +104,11 @@ def test_a_defence_that_does_nothing_has_head_start_one(tmp_path: Path) -> None:
 
 
 def test_a_defence_at_the_floor_is_established(tmp_path: Path) -> None:
-    summary = summarise(write_study(tmp_path, lambda settings, seed: 0.05))
+    summary = summarise(write_study(tmp_path, lambda settings, seed: 0.05, attacks=FULL))
     assert summary["resistance"]["worst_head_start"] == pytest.approx(0.0)
-    assert claim(summary, "resistance", "knowledge")["status"] == "established"
+    found = claim(summary, "resistance", "knowledge")
+    assert found["status"] == "established"
+    assert "not claimed: benign data; a prompt template" in found["text"], "a missing axis is named, never skipped"
     assert claim(summary, "stability")["status"] == "established"
     assert claim(summary, "trainability")["status"] == "not established"
     assert "benign data" in summary["verdict"]["axes_not_tried"]
@@ -117,6 +119,7 @@ def test_a_defence_at_the_floor_is_established(tmp_path: Path) -> None:
     ("attacks", "seeds", "lacks"),
     [
         (GRID, (0, 1), "3 seeds in every cell (fewest: 2)"),
+        (GRID, (0, 1, 2), "longer training"),
         (GRID[:2], (0, 1, 2), "LoRA"),
         (GRID[2:], (0, 1, 2), "full fine-tuning"),
         ((GRID[0], GRID[2]), (0, 1, 2), "two learning rates a factor of 3 apart (tried 0.001)"),
@@ -228,7 +231,7 @@ def test_stability_that_fell_is_broken(tmp_path: Path) -> None:
 
 
 def test_an_attack_on_withheld_harm_is_about_generalisation(tmp_path: Path) -> None:
-    grid = [*GRID, *(dict(a, harm="withheld") for a in GRID)]
+    grid = [*FULL, *(dict(a, harm="withheld") for a in GRID)]
     for name, stage, knowledge, withheld in (
         ("base", "base", 0.9, 0.8),
         ("control-ignorant", "control", 0.1, 0.0),

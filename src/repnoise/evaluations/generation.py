@@ -104,7 +104,7 @@ def generate(
     answers = [""] * len(prompts)
     own, model.generation_config = model.generation_config, settings
     try:
-        with evaluating(model), _seeded(decoding, seed), _bar(len(order), "answers") as bar:
+        with evaluating(model), _seeded(decoding, seed), progress(len(order), "answers") as bar:
             for start in range(0, len(order), decoding.batch_size):
                 chosen = order[start : start + decoding.batch_size]
                 longest = max(len(encoded[index]) for index in chosen)
@@ -136,7 +136,7 @@ def _seeded(decoding: Decoding, seed: int) -> Iterator[None]:
         yield
 
 
-def _bar(total: int, unit: str) -> Any:
+def progress(total: int, unit: str) -> Any:
     """A bar for people only (a terminal), and only after some seconds: quick evaluations stay silent."""
     off = are_progress_bars_disabled()  # --quiet, and attacks that run beside each other
     return tqdm(total=total, unit=unit, desc=unit, leave=False, delay=5, disable=off or None, dynamic_ncols=True)
@@ -175,7 +175,7 @@ def answer_losses(
     order = sorted(range(len(rows)), key=lambda index: len(dataset[index]["rows"]["input_ids"]))
     collate, device = StreamCollator(pad_id(tokenizer)), next(model.parameters()).device
     losses: list[tuple[float, int]] = [(0.0, 0)] * len(rows)
-    with evaluating(model), _bar(len(order), "rows") as bar:
+    with evaluating(model), progress(len(order), "rows") as bar:
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
             batch = {k: v.to(device) for k, v in collate([dataset[index] for index in chosen])["rows"].items()}

@@ -19,7 +19,7 @@ from transformers import DynamicCache, PreTrainedTokenizerBase
 from ..data import pad_id
 from ..data.readers import read_records
 from ..errors import ConfigError, DataError, ModelError
-from .generation import _bar, evaluating
+from .generation import evaluating, progress
 
 SHARED_FROM = 16
 """A context of fewer tokens is not worth a pass of its own."""
@@ -138,7 +138,7 @@ def log_likelihoods(
     """
     check_lengths(model, requests, rows)
     scores = [0.0] * len(requests)
-    with evaluating(model), _bar(len(requests), "texts") as bar:
+    with evaluating(model), progress(len(requests), "texts") as bar:
         for chosen, found in _scored(model, requests, pad_id(tokenizer), batch_size, share):
             for index, score in zip(chosen, found, strict=True):
                 scores[index] = score

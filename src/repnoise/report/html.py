@@ -14,9 +14,9 @@ import jinja2
 from markupsafe import Markup
 
 from repnoise.report import plots
+from repnoise.report.claims import number
 from repnoise.report.resistance import bounded
 from repnoise.report.study import Model, load
-from repnoise.report.verdict import number
 from repnoise.runs import canonical_hash, read_jsonl, write_text
 
 ROLES = {
@@ -33,7 +33,7 @@ STATUS = {  # status: its CSS class, its sign, its words
 }
 CLAIMS = {
     "resistance": "Resistance",
-    "generalisation": "Generalisation to withheld harm",
+    "generalisation": "Generalisation to unseen harm",
     "stability": "Stability",
     "over_refusal": "Over-refusal",
     "trainability": "Trainability",
@@ -65,7 +65,7 @@ def write_page(study_dir: str | Path, summary: Mapping[str, Any]) -> Path:
 
 
 def _page(study: Path, summary: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
-    loaded = load(study)
+    loaded = load(study, rows=False)
     parts = summary.get("defences") or {summary["defence"]: summary}
     models = {model.name: model for model in loaded.defences}
     figures: dict[str, str] = {}
@@ -100,6 +100,10 @@ def _environment() -> jinja2.Environment:
         est=_est,
         words=lambda text: str(text).replace("_", " "),
         short=_short,
+        p=_p,
+        percent=lambda share: "–" if share is None else f"{share:.0%}",
+        signed=_signed,
+        steps=_steps,
     )
     return environment
 
@@ -120,6 +124,25 @@ def _detail(text: str, status: str) -> str:
 
 def _mean(estimate: Mapping[str, Any] | None) -> str:
     return "–" if estimate is None else _num(estimate["mean"])
+
+
+def _p(value: float | None) -> str:
+    return "–" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _signed(difference: Mapping[str, Any] | None) -> str:
+    if difference is None:
+        return "–"
+    if difference["lo"] is None:
+        return f"{difference['mean']:+.3f}"
+    return f"{difference['mean']:+.3f} [{difference['lo']:+.3f}, {difference['hi']:+.3f}]"
+
+
+def _steps(broken: Mapping[str, Any] | None, who: str) -> str:
+    """ "25", or "> 100" where the model was not broken within the attack."""
+    if broken is None:
+        return "–"
+    return f"> {broken['censored_at']}" if broken[who] is None else str(broken[who])
 
 
 def _short(label: str, harm: str | None = None) -> str:
@@ -151,16 +174,40 @@ def _defence(name: str, part: Mapping[str, Any], model: Model | None, figures: d
         )
         figures[f"defence-{prefix}{len(figures):02d}"] = svg
         training.append({"title": term, "svg": Markup(svg)})
+    learning = []
+    curves = (part["trainability"] or {}).get("curve") or {"before": [], "after": []}
+    if curves["before"] and curves["after"]:
+        svg = plots.chart(
+            {"undefended": curves["before"], "defended": curves["after"]},
+            title="score on the harmless task while it is learned",
+            x_label="training steps",
+            y_range=(0.0, 1.0),
+        )
+        figures[f"learning-{prefix}{len(figures):02d}"] = svg
+        learning.append({"title": "Score on the harmless task while it is learned", "svg": Markup(svg)})
     recipe = model.folder / "recipe.yaml" if model else None
     return {
         "name": name,
         "part": part,
         "panels": panels,
         "training": training,
+        "learning": learning,
         "recipe": recipe.read_text(encoding="utf-8", errors="replace") if recipe and recipe.exists() else None,
         "roles": [r for r in ROLES if any(r in c["lines"] for c in part["resistance"]["curves"])],
         "kept": [(key, part[key]) for key in ("stability", "multiple_choice", "over_refusal", "trainability")],
+        "measures": _measures(part),
     }
+
+
+def _measures(part: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Every other metric before and after the defence: of use, of trainability, and what no claim is about."""
+    found = {
+        **((part["stability"] or {}).get("measures") or {}),
+        **((part["trainability"] or {}).get("measures") or {}),
+    }
+    found.update(part["also_measured"])
+    shown = {part[key]["metric"] for key in ("stability", "multiple_choice") if part[key]}
+    return {metric: kept for metric, kept in found.items() if metric not in shown}
 
 
 def _training(model: Model | None) -> dict[str, list[dict[str, float]]]:

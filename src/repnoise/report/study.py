@@ -10,17 +10,43 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from repnoise.errors import RunError
-from repnoise.intervals import Interval, mean_interval
+from repnoise.intervals import mean_interval
 from repnoise.runs import Run
 
 CONTROLS = ("ignorant", "random")
 LOSS_HARM = "harmful_loss"
 
 Row = Mapping[str, Any]
+
+
+class Reading(NamedTuple):
+    """One metric of one model: its value with interval, and the items behind it where the rows hold them."""
+
+    value: float
+    lo: float | None
+    hi: float | None
+    n: int
+    items: np.ndarray | None = None  # (rows, items): one row per seed of the evaluation
+    judge: str = ""
+    exact: bool = False  # `value` is the mean of `items`; a loss per token is not the mean of its rows' losses
+
+    def of_items(self) -> np.ndarray | None:
+        """(items,): each item's mean over the rows; None where `value` is not their mean."""
+        return self.items.mean(0) if self.items is not None and self.exact else None
+
+
+def _by_metric(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(row["metric"], []).append(row)
+    return found
 
 
 @dataclass(frozen=True)
@@ -33,17 +59,21 @@ class Attacked:
     rows: Sequence[Row]
     folder: Path
 
-    @property
+    @cached_property
     def key(self) -> str:
         return json.dumps([self.harm, self.settings], sort_keys=True)
+
+    @cached_property
+    def by_metric(self) -> dict[str, list[Row]]:
+        return _by_metric(self.rows)
 
     @property
     def steps(self) -> int | None:
         steps = self.settings.get("steps")
         return int(steps) if isinstance(steps, int | float) else None
 
-    def final(self, metric: str, category: str | None = None) -> Interval | None:
-        return pick(self.rows, metric, steps=self.steps, category=category)
+    def final(self, metric: str, category: str | None = None, judge: str | None = None) -> Reading | None:
+        return pick(self.by_metric.get(metric, ()), metric, steps=self.steps, category=category, judge=judge)
 
 
 @dataclass
@@ -57,11 +87,19 @@ class Model:
     rows: Sequence[Row]
     attacks: list[Attacked] = field(default_factory=list)
 
-    def before(self, metric: str, category: str | None = None) -> Interval | None:
-        return pick(self.rows, metric, steps=0, category=category)
+    @cached_property
+    def by_metric(self) -> dict[str, list[Row]]:
+        return _by_metric(self.rows)
+
+    @cached_property
+    def _attack_of(self) -> dict[tuple[str, int], Attacked]:
+        return {(a.key, a.seed): a for a in self.attacks}
+
+    def before(self, metric: str, category: str | None = None, judge: str | None = None) -> Reading | None:
+        return pick(self.by_metric.get(metric, ()), metric, steps=0, category=category, judge=judge)
 
     def attack(self, key: str, seed: int) -> Attacked | None:
-        return next((a for a in self.attacks if a.key == key and a.seed == seed), None)
+        return self._attack_of.get((key, seed))
 
 
 @dataclass
@@ -72,18 +110,58 @@ class Study:
     defences: list[Model] = field(default_factory=list)  # in the order in which they were started
     manifests: list[dict[str, Any]] = field(default_factory=list)  # of everything that is done
     problems: list[str] = field(default_factory=list)  # folders that do not count, each with the reason
+    labels: dict[str, str] | None = None  # attacks in words, made once
 
     @property
     def models(self) -> list[Model]:
         return [*([self.base] if self.base else []), *self.controls.values(), *self.defences]
 
 
-def pick(rows: Iterable[Row], metric: str, *, steps: int | None = None, category: str | None = None) -> Interval | None:
+def pick(
+    rows: Iterable[Row],
+    metric: str,
+    *,
+    steps: int | None = None,
+    category: str | None = None,
+    judge: str | None = None,
+) -> Reading | None:
     """The final value of `metric` on the test split over all layers, or None where it was not measured.
 
     Final means: no `step`, else `step == steps`. Several rows (seeds of a sampling evaluation) are averaged.
     Where several evaluations share a metric name, "sandbox" counts, else the first by name.
+
+    Args:
+        judge: whose labels; "" for rows that name none; None for the headline judge, the first in row order.
     """
+    final = _final(rows, metric, steps, category)
+    if judge is not None:
+        final = [row for row in final if _judge(row) == judge]
+    if not final:
+        return None
+    first = _first_evaluation(final)
+    final = [row for row in final if row["evaluation"] == first]
+    name = _judge(final[0])
+    final = [row for row in final if _judge(row) == name]
+    items = _items(final)
+    values = np.asarray([row["value"] for row in final], dtype=float)
+    exact = items is not None and bool(np.allclose(items.mean(1), values, rtol=1e-4, atol=1e-4))
+    if len(final) == 1:
+        row = final[0]
+        return Reading(float(row["value"]), row.get("lo"), row.get("hi"), int(row["n"]), items, name, exact)
+    mean = mean_interval(values)
+    return Reading(mean.value, mean.lo, mean.hi, sum(int(row["n"]) for row in final), items, name, exact)
+
+
+def judges(rows: Iterable[Row], metric: str, *, steps: int | None = None) -> list[str]:
+    """Everyone who judged the final `metric`, the headline judge first; [] where nobody is named."""
+    final = _final(rows, metric, steps, None)
+    first = _first_evaluation(final) if final else ""
+    ordered = sorted(final, key=lambda row: row["evaluation"] != first)
+    names = list(dict.fromkeys(_judge(row) for row in ordered))
+    return names if any(names) else []
+
+
+def _final(rows: Iterable[Row], metric: str, steps: int | None, category: str | None) -> list[Row]:
     found = [
         row
         for row in rows
@@ -93,25 +171,37 @@ def pick(rows: Iterable[Row], metric: str, *, steps: int | None = None, category
         and row.get("category") == category
     ]
     final = [row for row in found if row.get("step") is None]
-    final = final or [row for row in found if steps is not None and row.get("step") == steps]
-    if not final:
+    return final or [row for row in found if steps is not None and row.get("step") == steps]
+
+
+def _first_evaluation(rows: Sequence[Row]) -> str:
+    return min((str(row["evaluation"]) for row in rows), key=lambda name: (name != "sandbox", name))
+
+
+def _judge(row: Row) -> str:
+    return str(row.get("judge") or "")
+
+
+def _items(rows: Sequence[Row]) -> np.ndarray | None:
+    """(rows, items), or None where a row has none or they differ in number."""
+    lists = [row.get("items") for row in rows]
+    if any(not each for each in lists) or len({len(each) for each in lists if each}) > 1:
         return None
-    first = min((row["evaluation"] for row in final), key=lambda name: (name != "sandbox", name))
-    final = [row for row in final if row["evaluation"] == first]
-    if len(final) == 1:
-        return Interval(float(final[0]["value"]), final[0].get("lo"), final[0].get("hi"), int(final[0]["n"]))
-    return mean_interval([row["value"] for row in final])._replace(n=sum(int(row["n"]) for row in final))
+    return np.asarray(lists, dtype=float)
 
 
-def curve(attacked: Attacked, metric: str, start: Interval | None) -> dict[int, float]:
+def curve(attacked: Attacked, metric: str, start: Reading | None, judge: str | None = None) -> dict[int, float]:
     """`metric` by step along one attack, from the value before the attack at step 0 to the final one."""
     points = {} if start is None else {0: start.value}
-    steps = {row["step"] for row in attacked.rows if row["metric"] == metric and row.get("step") is not None}
-    for step in steps:
-        value = pick([row for row in attacked.rows if row.get("step") == step], metric, steps=step)
+    steps: dict[int, list[Row]] = {}
+    for row in attacked.by_metric.get(metric, ()):
+        if row.get("step") is not None:
+            steps.setdefault(int(row["step"]), []).append(row)
+    for step, rows in steps.items():
+        value = pick(rows, metric, steps=step, judge=judge)
         if value is not None:
-            points[int(step)] = value.value
-    final = attacked.final(metric)
+            points[step] = value.value
+    final = attacked.final(metric, judge=judge)
     if final is not None and attacked.steps is not None:
         points[attacked.steps] = final.value
     return dict(sorted(points.items()))
@@ -140,8 +230,11 @@ def varying(studied: Iterable[Attacked]) -> list[str]:
     return [key for key, values in seen.items() if len(values) > 1]
 
 
-def load(study: Path) -> Study:
-    """Read a study folder; what is failed, unfinished or stale goes to `problems` with its reason."""
+def load(study: Path, *, rows: bool = True) -> Study:
+    """Read a study folder; what is failed, unfinished or stale goes to `problems` with its reason.
+
+    Without `rows` only manifests are read, which is all that some readers need.
+    """
     study = Path(study)
     if not study.is_dir():
         raise RunError(f"There is no study folder {study}. Give the folder that holds base/ and the defences.")
@@ -161,8 +254,8 @@ def load(study: Path) -> Study:
             continue
         else:
             role = "defended"
-        model = Model(role, name, folder, manifest, Run(folder).read_rows())
-        model.attacks = _attacks(model, result)
+        model = Model(role, name, folder, manifest, Run(folder).read_rows() if rows else ())
+        model.attacks = _attacks(model, result, with_rows=rows)
         if role == "undefended":
             result.base = model
         elif role == "defended":
@@ -212,7 +305,7 @@ def _measured_by(harm: str, rows: Sequence[Row]) -> str:
     return f"{harm}_loss" if harm not in metrics and f"{harm}_loss" in metrics else harm
 
 
-def _attacks(model: Model, study: Study) -> list[Attacked]:
+def _attacks(model: Model, study: Study, *, with_rows: bool) -> list[Attacked]:
     found: dict[tuple[str, int], tuple[str, Attacked]] = {}
     root = model.folder / "attacks"
     for folder in sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else ():
@@ -227,7 +320,7 @@ def _attacks(model: Model, study: Study) -> list[Attacked]:
             continue
         settings = {key: value for key, value in attack.items() if key != "seed"}
         harms = settings.get("harm") or LOSS_HARM
-        rows = Run(folder).read_rows()
+        rows = Run(folder).read_rows() if with_rows else []
         for harm in harms.split("+") if isinstance(harms, str) else harms:
             one = Attacked(settings, _measured_by(harm, rows), arguments["seed"], rows, folder)
             finished = str(manifest.get("finished"))

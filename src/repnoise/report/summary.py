@@ -12,24 +12,25 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from repnoise.errors import RunError
 from repnoise.intervals import as_dict, mean_interval
-from repnoise.report.resistance import curves_of, groups_of, labels_of, mean_over, resistance
-from repnoise.report.study import CONTROLS, LOSS_HARM, Attacked, Model, Study, load
-from repnoise.report.verdict import EPSILON, VOID_BELOW, verdict
+from repnoise.report import kept
+from repnoise.report.axes import disjointness
+from repnoise.report.cells import EPSILON, UTILITY_BOUND, utility_of
+from repnoise.report.generalisation import cross_domain, withheld
+from repnoise.report.judged import judged
+from repnoise.report.resistance import curves_of, groups_of, labels_of, resistance
+from repnoise.report.study import LOSS_HARM, Model, Study, load
+from repnoise.report.verdict import verdict
 from repnoise.runs import SCHEMA
 
 LOSS_METRICS = ("harmful_loss", "harmless_loss", "refusal_rate", "degenerate_rate")
-KEPT = {  # section: its metrics, the first one that was measured counts
-    "stability": ("stability", "harmless_loss"),
-    "trainability": ("trainability",),
-    "over_refusal": ("over_refusal",),
-    "multiple_choice": ("multiple_choice",),
-}
 
 
 def summarise(study_dir: str | Path) -> dict[str, Any]:
@@ -64,89 +65,56 @@ def summarise(study_dir: str | Path) -> dict[str, Any]:
 def _defence(study: Study, model: Model) -> dict[str, Any]:
     """All sections for one defence."""
     missing: dict[str, str] = {}
-    section: dict[str, Any] = {"resistance": resistance(study, model, missing)}
-    for name, metrics in KEPT.items():
-        section[name] = _before_after(study.base, model, metrics, name, missing)
-    section["generalisation"] = {"withheld": _withheld(study, model, missing)}
+    bound = utility_bound(model)
+    utility = utility_of(study, model, bound)
+    harms = list(dict.fromkeys(a.harm.removesuffix("_loss") for m in study.models for a in m.attacks))
+    before = kept.before_attack(study, model, utility, harms)
+    section: dict[str, Any] = {
+        "resistance": resistance(study, model, missing, utility, bound, collapsed=before["collapsed"]),
+        "stability": kept.stability(study.base, model, missing),
+        "trainability": kept.trainability(study.base, model, missing),
+        "over_refusal": kept.over_refusal(study.base, model, missing),
+        "multiple_choice": kept.before_after(study.base, model, ("multiple_choice",), missing, "multiple_choice"),
+    }
+    entries = section["resistance"]["head_start_by_cell"]
+    section["generalisation"] = {
+        "withheld": withheld(study, model, entries, missing),
+        "cross_domain": cross_domain(entries, missing),
+    }
     section["losses"] = _losses(study, model, missing)
+    section["before"] = before
+    section["also_measured"] = kept.also_measured(study.base, model, harms)
+    section["data"] = disjointness(study, model)
+    section["judges"] = judged(study, model, section)
+    section["attacked"] = list(dict.fromkeys(a.harm for a in model.attacks))
     section["missing"] = missing
-    section["verdict"] = verdict(section, [a.settings for a in model.attacks])
+    seeds = min((len(group) for group in groups_of(model).values()), default=None)
+    section["verdict"] = verdict(section, [a.settings for a in model.attacks], seeds)
     return section
 
 
-# ---------------------------------------------------------------------------------- what was kept
+def utility_bound(model: Model) -> float:
+    """`utility_bound` of the defence's manifest or recipe, a share above 0 and up to 1; else 0.1.
 
-
-def _before_after(
-    base: Model | None, model: Model, metrics: Sequence[str], name: str, missing: dict[str, str]
-) -> dict[str, Any] | None:
-    """{"metric", "before", "after", "lo", "hi", "n", "before_lo", "before_hi"}; lo, hi, n: of `after`."""
-    for metric in metrics:
-        before, after = base.before(metric) if base else None, model.before(metric)
-        if before is not None and after is not None:
-            return {
-                "metric": metric,
-                "before": before.value,
-                "after": after.value,
-                "lo": after.lo,
-                "hi": after.hi,
-                "n": after.n,
-                "before_lo": before.lo,
-                "before_hi": before.hi,
-            }
-    missing[name] = f"no row of metric {' or '.join(metrics)} on both the untouched and the defended model"
-    return None
-
-
-def _withheld(study: Study, model: Model, missing: dict[str, str]) -> dict[str, Any] | None:
-    """Per withheld category the attack with the highest mean head start (all void: the highest harm)."""
-    found: dict[str, dict[str, Any]] = {}
-    labels = labels_of(study)
-    for key, group in groups_of(model).items():
-        categories = {r.get("category") for a in group for r in a.rows if r["metric"] == "withheld"}
-        for each in sorted(categories, key=str):
-            category = each or "withheld"  # rows over the whole withheld set name no category
-            trios = [_trio(study, a, each) for a in group]
-            cells = [t for t in trios if t["defended"] is not None]
-            if not cells:
-                continue
-            entry = {
-                part: mean_over(cells, lambda c, part=part: c[part])  # type: ignore[misc]
-                for part in ("defended", "undefended", "floor", "head_start")
-            }
-            result = {
-                **{part: value and value["mean"] for part, value in entry.items()},
-                "head_start_lo": entry["head_start"] and entry["head_start"]["lo"],
-                "head_start_hi": entry["head_start"] and entry["head_start"]["hi"],
-                "n_seeds": len(cells),
-                "label": labels[key],
-            }
-            if category not in found or _rank(result) > _rank(found[category]):
-                found[category] = result
-    if not found:
-        missing["generalisation.withheld"] = "no row of metric 'withheld' after an attack"
-    return found or None
-
-
-def _rank(entry: Mapping[str, Any]) -> tuple[bool, float]:
-    valid = entry["head_start"] is not None
-    return valid, entry["head_start"] if valid else entry["defended"]
-
-
-def _trio(study: Study, a: Attacked, category: str | None) -> dict[str, float | None]:
-    def value(model: Model | None) -> float | None:
-        one = model.attack(a.key, a.seed) if model else None
-        found = one.final("withheld", category) if one else None
-        return found.value if found else None
-
-    own = a.final("withheld", category)
-    defended, undefended = own.value if own else None, value(study.base)
-    floor = next((v for c in CONTROLS if (v := value(study.controls.get(c))) is not None), None)
-    head_start = None
-    if defended is not None and undefended is not None and floor is not None:
-        gain = undefended - floor
-        head_start = (defended - floor) / gain if gain >= VOID_BELOW - EPSILON else None
-    return {"defended": defended, "undefended": undefended, "floor": floor, "head_start": head_start}
+    Raises:
+        RunError: it is something else.
+    """
+    found = (model.manifest.get("arguments") or {}).get("utility_bound")
+    recipe = model.folder / "recipe.yaml"
+    if found is None and recipe.exists():
+        try:
+            content = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise RunError(f"Cannot read {recipe}: {' '.join(str(error).split())}. Run the defence again.") from error
+        found = content.get("utility_bound") if isinstance(content, dict) else None
+    if found is None:
+        return UTILITY_BOUND
+    if isinstance(found, bool) or not isinstance(found, int | float) or not 0 < found <= 1:
+        raise RunError(
+            f"utility_bound of {model.folder.name} is {found!r}; allowed: a share above 0 and up to 1,"
+            " for example 0.1. Correct it in recipe.yaml."
+        )
+    return float(found)
 
 
 # ---------------------------------------------------------------------------------- losses
@@ -194,7 +162,7 @@ def table_csv(summary: Mapping[str, Any]) -> str:
     every = summary.get("defences") or {summary["defence"]: summary}
     cells = [(name, cell) for name, part in every.items() for cell in part["resistance"]["cells"]]
     settings = sorted({key for _, cell in cells for key in cell["attack"]} - {"harm"})
-    numbers = ("undefended", "defended", "floor", "floor_control", "head_start", "void", "degenerate", "n")
+    numbers = ("undefended", "defended", "floor", "floor_control", "head_start", "void", "degenerate", "judge", "n")
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(["defence", "harm", "seed", *(f"attack.{key}" for key in settings), *numbers])
