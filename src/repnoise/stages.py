@@ -31,7 +31,7 @@ from .models import (
 )
 from .plugins import check_lengths, load_data, training_arguments
 from .report import write_report
-from .runs import Run, canonical_hash, disk_guard, folder_lock
+from .runs import Run, canonical_hash, disk_guard, folder_lock, write_yaml
 from .training import Objective, ObjectiveTrainer, train
 
 Say = Callable[[str], None]
@@ -305,6 +305,9 @@ class Study:
             run.finish()
 
     def report(self) -> Path:
+        run = self.defended().run
+        if run.path.is_dir():  # what was added since the defence was trained: evaluations, the utility bound
+            write_yaml(run.path / "recipe.yaml", dump(self.recipe))
         return write_report(self.folder)
 
     # -- inside

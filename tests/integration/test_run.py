@@ -183,6 +183,19 @@ def test_a_new_evaluation_is_measured_without_training_again(
     assert {path: path.stat().st_mtime_ns for path in rows} == rows
     assert len(list(out.glob("*/rows/over-refusal.jsonl"))) == 3
     assert not list(out.glob("*/attacks/*/rows/over-refusal.jsonl"))
+    (recipe,) = out.glob("repnoise-*/recipe.yaml")
+    assert "over-refusal" in recipe.read_text()
+
+
+def test_the_utility_bound_of_the_recipe_reaches_the_summary(
+    finished: Any, cli: Callable[..., Any], tmp_path: Path
+) -> None:
+    study, _ = finished
+    shutil.copytree(study.out, tmp_path / "out")
+    for bound in (0.25, 0.5):
+        assert cli("run", study.recipe, f"utility_bound={bound}", "--out", tmp_path / "out").code == 0
+        summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+        assert summary["resistance"]["utility_bound"] == bound
 
 
 def test_a_tokenizer_without_pad_token_works_with_a_notice(
