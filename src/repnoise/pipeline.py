@@ -11,6 +11,7 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from .config import Recipe
+from .models import check_source
 from .plugins import resolve
 from .stages import Say, Study, Target
 from .workers import Failures, in_processes, progress_bar
@@ -34,6 +35,8 @@ def measure_all(study: Study, *, defended: bool = True) -> None:
     """Measure the undefended model, the controls and (unless told otherwise) the defended one before any attack;
     the defence is trained if it was not.
     """
+    if study.recipe.defended is not None:
+        check_source(study.recipe.defended)  # now, and not after the others were measured
     study.evaluate(study.base(), "base")
     for control in study.controls():
         study.evaluate(control, "control")

@@ -166,6 +166,16 @@ def test_a_model_that_was_defended_elsewhere_gets_the_same_score_sheet(
     assert [path.stat().st_mtime_ns for path in sorted(out.rglob("manifest.json"))] == stamps
 
 
+def test_a_defended_model_that_is_not_there_is_refused_before_anything_is_measured(
+    finished: Any, cli: Callable[..., Any], tmp_path: Path
+) -> None:
+    study, _ = finished
+    answer = cli("evaluate", study.recipe, "--defended", tmp_path / "nowhere", "--out", tmp_path / "out")
+    assert answer.code == 2
+    assert "No such file or folder" in answer.err
+    assert not list(tmp_path.rglob("rows"))
+
+
 def test_a_new_evaluation_is_measured_without_training_again(
     finished: Any, cli: Callable[..., Any], tmp_path: Path
 ) -> None:

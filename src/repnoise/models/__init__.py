@@ -3,7 +3,7 @@
 from repnoise.models.adapters import add_lora, load_adapter, merge
 from repnoise.models.anatomy import FAMILIES, Anatomy, Family, anatomy, register_family, unwrap
 from repnoise.models.capture import Capture, capture, check_anatomy
-from repnoise.models.loading import check_fits, load_model, load_tokenizer, random_model
+from repnoise.models.loading import check_fits, check_source, load_model, load_tokenizer, random_model
 from repnoise.models.saving import model_fingerprint, save_model
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "capture",
     "check_anatomy",
     "check_fits",
+    "check_source",
     "load_adapter",
     "load_model",
     "load_tokenizer",

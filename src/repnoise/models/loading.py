@@ -188,6 +188,11 @@ def clear_quantisation(model: PreTrainedModel) -> None:
             del config.quantization_config
 
 
+def check_source(source: str | Path) -> None:
+    """Raise `ModelError` where `source` cannot be a model: no such path, or a folder without weights. Loads nothing."""
+    _check_weights(_locate(source))
+
+
 def _locate(source: str | Path) -> _Place:
     """Tell a file, a folder and a hub id apart."""
     text = str(source)
