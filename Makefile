@@ -5,12 +5,13 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 REAL := .real
 
-.PHONY: help install demo test lint types test-slow demo-real clean
+.PHONY: help install demo test lint types test-slow demo-real score-real clean
 
 help:
 	@echo "make demo       install, run the whole loop on the sandbox (about 5 minutes), print where the report lies"
 	@echo "make test       lint, types, tests"
 	@echo "make demo-real  the same loop on SmolLM2-135M-Instruct with real paired data (about 30 minutes)"
+	@echo "make score-real the score sheet of that model: four conditions, two harms, public benchmarks (about 40 minutes)"
 	@echo "make test-slow  the suites that take minutes: rebuild of the sandbox, the whole demo"
 
 install: $(STAMP)
@@ -55,6 +56,24 @@ demo-real: install $(SMOL)/config.json
 	echo "RealToxicityPrompts; each line holds type, prompt.text and continuation.text."; exit 2; }
 	$(BIN)/repnoise run smollm2-toxicity model=$(SMOL) data.pairs=decoding_trust:$(TOXIC) \
 	  data.retain=decoding_trust:$(TOXIC)
+
+# Needs the files of ../shared/data or others in the same form; DEFENDED=folder takes a model that is defended already.
+DATA ?= ../shared/data
+DEFENDED ?=
+
+score-real: install $(SMOL)/config.json
+	@for file in decoding_trust/training_dataset.jsonl beavertails/sample.jsonl truthfulqa/mc_task.json \
+	  crows_pairs/crows_pairs_anonymized.csv e2e_nlg/devset.csv e2e_nlg/testset_w_refs.csv; do test -f "$(DATA)/$$file" || { \
+	  echo "There is no $(DATA)/$$file. Pass a folder that has it: make score-real DATA=path/to/data (docs/results.md says where"; \
+	  echo "each file comes from)."; exit 2; }; done
+	$(BIN)/repnoise evaluate smollm2-scoresheet $(if $(DEFENDED),--defended $(DEFENDED)) model=$(SMOL) \
+	  data.pairs=decoding_trust:$(DATA)/decoding_trust/training_dataset.jsonl \
+	  data.retain=decoding_trust:$(DATA)/decoding_trust/training_dataset.jsonl \
+	  data.domains.beavertails.source=beavertails:$(DATA)/beavertails/sample.jsonl \
+	  evaluations.3.source=$(DATA)/truthfulqa/mc_task.json \
+	  evaluations.4.source=$(DATA)/crows_pairs/crows_pairs_anonymized.csv \
+	  evaluations.5.train=e2e:$(DATA)/e2e_nlg/devset.csv \
+	  evaluations.5.test.source=e2e:$(DATA)/e2e_nlg/testset_w_refs.csv
 
 clean:
 	rm -rf $(VENV) $(REAL) build dist .pytest_cache .mypy_cache .ruff_cache

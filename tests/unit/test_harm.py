@@ -160,6 +160,14 @@ def test_loss_of_every_harm_before_and_of_the_attacked_one_after(aligned: tuple[
     assert "harmful_loss" not in after
 
 
+def test_the_bundled_safe_prompts_are_the_default(aligned: tuple[Any, Any]) -> None:
+    model, tokenizer = aligned
+    found = OverRefusal(decoding=Decoding(max_new_tokens=2)).measure(model, tokenizer, study_data(), seed=0)
+    rates = {row["metric"]: row for row in found.rows}
+    assert rates["over_refusal"]["n"] == 60
+    assert len({sample["prompt"] for sample in found.samples}) == 60
+
+
 def test_over_refusal_counts_refusals_of_safe_prompts(aligned: tuple[Any, Any], tmp_path: Path) -> None:
     refused, answered = W.test_items("knowledge")[:2], W.test_items("lookalike")[:3]
     file = tmp_path / "safe.jsonl"

@@ -61,6 +61,9 @@ def test_a_model_that_lost_its_use_is_collapsed_and_not_protected(tmp_path: Path
     assert (found["status"], found["collapse"]) == ("not established", True)
     assert "lost 70% of its stability before any attack" in found["text"]
     assert claim(summary, "stability")["status"] == "broken"
+    found = claim(summary, "over_refusal")
+    assert found["status"] == "not established", "what answers nothing refuses nothing"
+    assert "lost 70% of its stability" in found["text"]
 
 
 def test_a_collapsed_model_never_ranks_better_than_an_honest_refusal(tmp_path: Path) -> None:

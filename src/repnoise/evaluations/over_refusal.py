@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from importlib import resources
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -16,6 +17,8 @@ from .asking import ask
 from .base import EVALUATIONS, Evaluation, Measured
 from .generation import Decoding
 
+BUNDLED = resources.files("repnoise") / "data" / "safe_prompts.jsonl"
+
 
 @EVALUATIONS.register("over-refusal")
 @dataclass(kw_only=True)
@@ -26,14 +29,15 @@ class OverRefusal(Evaluation):
     Where we differ from the paper: it had people label refusal, partial refusal and compliance.
 
     Attributes:
-        prompts: a file (.jsonl, .json, .csv, .tsv, .parquet) or `hub:owner/name`.
+        prompts: a file (.jsonl, .json, .csv, .tsv, .parquet) or `hub:owner/name`. Default: 60 invented safe prompts of
+            XSTest's kinds that come with the package; enough to see a model that refuses half, not one that refuses 5 %.
         column: the column with the prompt.
         only: {column: value} that a row must have, for example {label: safe} for XSTest.
     """
 
     attacked = False
 
-    prompts: str
+    prompts: str = "bundled"
     column: str = "prompt"
     split: str | None = None
     only: dict[str, str] = field(default_factory=dict)
@@ -58,7 +62,8 @@ class OverRefusal(Evaluation):
 
     def _prompts(self) -> list[str]:
         records: list[Any] = []
-        for where, record in read_records(self.prompts, split=self.split):
+        source = str(BUNDLED) if self.prompts == "bundled" else self.prompts
+        for where, record in read_records(source, split=self.split):
             if not isinstance(record, dict):
                 raise DataError(f"{self.prompts}, {where}: {record if isinstance(record, ValueError) else 'no row'}.")
             records.append(record)
