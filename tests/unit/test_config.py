@@ -65,7 +65,7 @@ def test_every_shipped_recipe_is_right_and_survives_a_round_trip() -> None:
         assert again == found
         assert dump(found)["study"] == name
         seen += 1
-    assert seen == 5
+    assert seen == 6
 
 
 def test_cells_are_the_product_of_the_axes() -> None:
