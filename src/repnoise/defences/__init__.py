@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from ..registry import Registry
-from ..training import Objective
+from .base import DEFENCES
 
-DEFENCES: Registry[Objective] = Registry("defence", "repnoise.defences", Objective)
+__all__ = ["DEFENCES"]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -24,9 +24,9 @@ from ..losses import (
     noise_term,
     official_repnoise_loss,
 )
-from ..models import anatomy, capture
-from ..training import Objective, forward, hidden_pass, window_of
-from . import DEFENCES
+from ..models import anatomy, capture, unwrap
+from ..training import Objective, Stream, forward, hidden_pass, window_of
+from .base import DEFENCES
 
 
 @DEFENCES.register("repnoise")
@@ -61,6 +61,14 @@ class RepNoise(Objective):
     """Weight of that term."""
     retain_batch: int = 1
     """Retain rows beside each pair of a batch."""
+    lens: bool = True
+    """False: ascent on the last layer only (paper, table 15, "layer-wise")."""
+    mask: bool = True
+    """False: noise and ascent cover the question too, not only the answer (paper, table 15, "mask"; pads never)."""
+    frozen_layers: list[tuple[int, int]] = field(default_factory=list)
+    """Ranges of blocks that stay as they are, first and last included, counted from 0 (paper, table 6)."""
+    frozen_parts: list[Literal["embeddings", "head", "norm"]] = field(default_factory=list)
+    """What else stays: the input embeddings, the output layer, the final norm."""
 
     def __post_init__(self) -> None:
         if self.variant == "official" and (self.retain or self.lens_layers or self.noise != "sequence"):
@@ -70,6 +78,10 @@ class RepNoise(Objective):
             )
         if self.retain_batch < 1:
             raise ConfigError(f"retain_batch must be 1 or more, got {self.retain_batch}.")
+        if not self.lens and self.lens_layers is not None:
+            raise ConfigError("lens: false reads the last layer only; drop lens_layers.")
+        if self.variant == "official" and not (self.lens and self.mask):
+            raise ConfigError('variant="official" has lens and mask; use variant: corrected for ablations.')
         if self.alpha < 0 or self.beta < 0:
             raise ConfigError(f"alpha and beta must be 0 or more, got alpha={self.alpha}, beta={self.beta}.")
         self.needs = ("harmful", "harmless", "retain") if self.retain else ("harmful", "harmless")
@@ -77,8 +89,24 @@ class RepNoise(Objective):
         self._original: nn.Module | None = None
 
     def setup(self, model: nn.Module) -> None:
+        self._freeze(model)
         if self.retain == "kl":
             self._original = copy.deepcopy(model).eval().requires_grad_(False)
+
+    def _freeze(self, model: nn.Module) -> None:
+        parts = anatomy(model)
+        for first, last in self.frozen_layers:
+            if not 0 <= first <= last < len(parts.layers):
+                raise ConfigError(
+                    f"frozen_layers: [{first}, {last}] does not fit {len(parts.layers)} layers;"
+                    f" allowed: [first, last] from 0 to {len(parts.layers) - 1}."
+                )
+            for block in parts.layers[first : last + 1]:
+                block.requires_grad_(False)
+        modules = {"embeddings": [unwrap(model).get_input_embeddings()], "head": [parts.head], "norm": parts.final}  # type: ignore[operator]
+        for name in self.frozen_parts:
+            for module in modules[name]:
+                module.requires_grad_(False)
 
     def begin_step(self, model: nn.Module, batches: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """The logarithm is taken of the mean over the whole accumulated batch, so that mean is found first."""
@@ -113,7 +141,7 @@ class RepNoise(Objective):
         if self.beta > 0:
             noise = noise_term(
                 seen.mlp,
-                harmful["labels"] != IGNORE_INDEX,
+                self._labels(harmful) != IGNORE_INDEX,
                 form=self.noise,
                 estimator=self.estimator,
                 generator=window.generator("noise"),
@@ -133,10 +161,17 @@ class RepNoise(Objective):
             # one choice for the whole optimiser step: the logarithm's argument must be one number
             chosen = choose_layers(len(residual), self.lens_layers, window.generator("lens", per_micro_batch=False))
             residual = [residual[index] for index in chosen]
-        mean, _ = lens_cross_entropy(
-            residual, batch["harmful"]["labels"], anatomy(model), denominator=window.tokens.get("harmful")
-        )
-        return mean
+        if not self.lens:
+            residual = residual[-1:]
+        tokens = window.tokens.get("harmful") if self.mask else None
+        mean, _ = lens_cross_entropy(residual, self._labels(batch["harmful"]), anatomy(model), denominator=tokens)
+        return mean if self.mask else mean / window.size  # tokens were counted in the answers only
+
+    def _labels(self, harmful: Stream) -> Tensor:
+        """(B, T) what noise and ascent cover: the answer, or everything but padding."""
+        if self.mask:
+            return harmful["labels"]
+        return harmful["input_ids"].masked_fill(harmful["attention_mask"] == 0, IGNORE_INDEX)
 
     def _retain(self, model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
         stream, tokens = batch["retain"], window_of(batch).tokens.get("retain")
