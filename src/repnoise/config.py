@@ -154,36 +154,54 @@ class DefenceConfig(Open):
     dtype: Literal["float32", "bfloat16"] | None = None
 
 
+def _axis(value: Any) -> Any:
+    return value if value is None else _listed(value)
+
+
+# Axes that a cell names only where a recipe sets them, so that cells of older recipes keep their hash.
+OPTIONAL_AXES = ("examples", "template", "optimizer", "lr_scheduler_type", "warmup")
+
+
 class AttackConfig(Open):
-    """An attack by name; every list is an axis of the grid."""
+    """An attack by name; every list is an axis of the grid. Inside a list null is the default of that axis."""
 
     name: str = "sft"
     harm: Annotated[list[str] | None, BeforeValidator(lambda v: v if v is None else _listed(v))] = None
     """Which of the data's harms to attack; null = all of them."""
     learning_rate: Annotated[list[Positive], BeforeValidator(_listed)] = [3e-4]
-    steps: Annotated[list[Count], BeforeValidator(_listed)] = [100]
+    steps: Annotated[list[Annotated[int, Field(ge=0)]], BeforeValidator(_listed)] = [100]
+    """0 = no training: the attack changes the weights and that is all."""
     lora_rank: Annotated[list[Count | None], BeforeValidator(_listed)] = [None]
     batch_size: Annotated[list[Count], BeforeValidator(_listed)] = [16]
+    examples: Annotated[list[Count | None] | None, BeforeValidator(_axis)] = None
+    """Rows that the attacker trains on, drawn by the seed; null = all."""
+    template: Annotated[list[str | None] | None, BeforeValidator(_axis)] = None
+    """The attacker trains in this template; evaluation stays in `data.template`, which is null's meaning here."""
+    optimizer: Annotated[list[str | None] | None, BeforeValidator(_axis)] = None
+    """A value of `TrainingArguments.optim`."""
+    lr_scheduler_type: Annotated[list[str | None] | None, BeforeValidator(_axis)] = None
+    """As in `TrainingArguments`; null = cosine."""
+    warmup: Annotated[list[Annotated[int | float, Field(ge=0)] | None] | None, BeforeValidator(_axis)] = None
+    """Steps, or a share of them below 1 (`TrainingArguments.warmup_steps`); null = 0.1."""
     seeds: Annotated[list[int], BeforeValidator(_listed)] = [0]
     train: dict[str, Any] = {}
 
     @model_validator(mode="after")
     def _not_empty(self) -> AttackConfig:
-        empty = [
-            key
-            for key in ("harm", "learning_rate", "steps", "lora_rank", "batch_size", "seeds")
-            if getattr(self, key) == []
-        ]
+        axes = ("harm", "learning_rate", "steps", "lora_rank", "batch_size", *OPTIONAL_AXES, "seeds")
+        empty = [key for key in axes if getattr(self, key) == []]
         if empty:
             raise ValueError(f"{', '.join(empty)}: an empty list leaves no attack; give at least one value")
         return self
 
     def cells(self, harms: Sequence[str]) -> Iterator[dict[str, Any]]:
         """Every combination of the axes, seeds innermost: the settings of one attack each, with `seed`."""
+        further = itertools.product(*(getattr(self, key) or [None] for key in OPTIONAL_AXES))
+        set_ = [{k: v for k, v in zip(OPTIONAL_AXES, each, strict=True) if v is not None} for each in further]
         axes = itertools.product(
-            self.harm or harms, self.lora_rank, self.batch_size, self.steps, self.learning_rate, self.seeds
+            self.harm or harms, self.lora_rank, self.batch_size, set_, self.steps, self.learning_rate, self.seeds
         )
-        for harm, rank, batch, steps, rate, seed in axes:
+        for harm, rank, batch, more, steps, rate, seed in axes:
             yield {
                 "name": self.name,
                 "harm": harm,
@@ -191,6 +209,7 @@ class AttackConfig(Open):
                 "steps": steps,
                 "lora_rank": rank,
                 "batch_size": batch,
+                **more,
                 **self.options,
                 "train": self.train,
                 "seed": seed,

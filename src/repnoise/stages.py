@@ -11,14 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedTokenizerBase, TrainerCallback, set_seed
 
 from . import sandbox
-from .attacks import ATTACKS, Attack
+from .attacks import Context, attacker, distinct, training_values, unknown_to
 from .config import Recipe, dump
+from .data import RowDataset, side
 from .data.study import StudyData
 from .defences import DEFENCES
-from .errors import ConfigError, ModelError, RunError
+from .errors import ConfigError, DataError, ModelError, RunError
 from .evaluations import EVALUATIONS, Evaluation
 from .models import (
     anatomy,
@@ -69,13 +71,7 @@ class Study:
     def data(self) -> StudyData:
         """Loaded and checked for everything that a later stage would stumble over."""
         data = load_data(self.recipe)
-        for index, attack in enumerate(self.recipe.attacks):
-            unknown = [harm for harm in attack.harm or [] if harm not in data.attacks]
-            if unknown:
-                raise ConfigError(
-                    f"attacks.{index}.harm: {', '.join(unknown)} is not in this data."
-                    f" Available: {', '.join(data.attacks)}."
-                )
+        self._check_attacks(data)
         check_lengths(data, self.tokenizer)
         return data
 
@@ -268,8 +264,6 @@ class Study:
             return
         settings = {key: value for key, value in cell.items() if key != "seed" and (key != "train" or value)}
         seed, harm = cell["seed"], cell["harm"]
-        axes = ("name", "harm", "learning_rate", "steps", "batch_size", "train")
-        options = {key: value for key, value in settings.items() if key not in axes}
         with run.start(
             stage="attack",
             name=cell["name"],
@@ -279,30 +273,58 @@ class Study:
             arguments={"attack": settings, "seed": seed},
             recipe=dump(self.recipe),
         ):
-            attack: Attack = ATTACKS.build(cell["name"], options)
+            attack, pairs = attacker(cell, self.data)
             set_seed(seed)
-            model = attack.prepare(self.load(target))
-            values = {
-                **ATTACK_DEFAULTS,
-                "disable_tqdm": True,
-                "learning_rate": cell["learning_rate"],
-                "max_steps": cell["steps"],
-                "per_device_train_batch_size": cell["batch_size"],
-                "seed": seed,
-                **cell["train"],
-            }
+            template, steps = cell.get("template", self.data.template), cell["steps"]
+            context = Context(
+                self.tokenizer, self._public, template, max_length=self.data.max_length, seed=seed, steps=steps
+            )
+            model = attack.prepare(self.load(target), context)
             curve = _Curve(self, harm, seed)
-            checkpoints, pairs = run.path / "checkpoints", self.data.attacks[harm]
+            checkpoints = run.path / "checkpoints"
             with self._no_leftovers(checkpoints, run.path / "model"):
-                trainer = self._trainer(model, attack, values, checkpoints, run, pairs, "attacks.train")
-                trainer.add_callback(curve)
-                train(trainer, resumable=False)
-            model = attack.finish(trainer.model)
+                if steps > 0:
+                    values = {**ATTACK_DEFAULTS, **training_values(cell)}
+                    trainer = self._trainer(
+                        model, attack, values, checkpoints, run, pairs, "attacks.train", template=template
+                    )
+                    trainer.add_callback(curve)
+                    factor = attack.schedule(steps)
+                    if factor is not None:  # Trainer makes a scheduler of its own only where it finds none
+                        trainer.lr_scheduler = LambdaLR(trainer.create_optimizer(), factor)
+                    train(trainer, resumable=False)
+                    model = trainer.model
+            model = attack.finish(model)
             labels = [label for label, evaluation in self.evaluations.items() if evaluation.attacked]
             self._measure(run, model, labels, harm=harm, seed=seed, along=curve.rows)
             if self.recipe.keep_attacked_weights:
                 self._save(run, model)
             run.finish()
+
+    def _public(self, source: str | None = None) -> Any:
+        """The checkpoint that was public before the defence, or the one that an attack names."""
+        return self.load(self.base() if source is None else Target(self.base().run, source, hash=""))
+
+    def _check_attacks(self, data: StudyData) -> None:
+        """Everything about the attacks that can be told before any work: harms, rows, templates, arguments."""
+        for index, attack in enumerate(self.recipe.attacks):
+            unknown = [harm for harm in attack.harm or [] if harm not in data.attacks]
+            if unknown:
+                raise ConfigError(
+                    f"attacks.{index}.harm: {', '.join(unknown)} is not in this data."
+                    f" Available: {', '.join(data.attacks)}."
+                )
+            for cell in distinct(attack.cells(list(data.attacks))):
+                where = f"attacks.{index}"
+                training_arguments({**ATTACK_DEFAULTS, **training_values(cell)}, self.folder, where)
+                try:
+                    _, pairs = attacker(cell, data)
+                    rows = side(pairs if "template" in cell else unknown_to(data, pairs), "harmful")
+                    template = cell.get("template", data.template)
+                    if rows:
+                        RowDataset(rows, self.tokenizer, template=template, max_length=data.max_length)
+                except (ConfigError, DataError) as error:
+                    raise type(error)(f"{where}: {error}") from error
 
     def report(self) -> Path:
         run = self.defended().run
@@ -322,6 +344,7 @@ class Study:
         pairs: list[Any],
         where: str,
         retain: list[Any] | None = None,
+        template: str | None = None,
     ) -> ObjectiveTrainer:
         if self.quiet:
             values = {**values, "disable_tqdm": True}
@@ -332,7 +355,7 @@ class Study:
             train_dataset=pairs,
             processing_class=self.tokenizer,
             retain_dataset=retain,
-            template=self.data.template,
+            template=template or self.data.template,
             max_length=self.data.max_length,
             log_file=run.path / "train.jsonl",
         )

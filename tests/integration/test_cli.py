@@ -18,7 +18,8 @@ from repnoise.config import check_recipe, recipe_names
 
 HEAVY = ("torch", "transformers", "datasets", "numpy", "scipy", "matplotlib")
 VERBS = (
-    *("", "demo", "run", "defend", "attack", "evaluate", "report", "convert", "recipes", "judges", "sandbox"),
+    *("", "demo", "run", "defend", "attack", "evaluate", "report", "convert", "sweep", "search"),
+    *("recipes", "judges", "sandbox"),
     *("recipes ls", "recipes show", "recipes cp", "recipes validate", "judges ls", "judges train", "sandbox build"),
 )
 NO_EXAMPLE = ("", "recipes", "judges", "sandbox")
@@ -41,7 +42,7 @@ print(json.dumps({{"texts": texts, "heavy": heavy}}))
     assert found["heavy"] == []
     for verb, text in found["texts"].items():
         assert verb in NO_EXAMPLE or f"repnoise {verb}" in text.replace("Usage: repnoise", ""), verb
-    for verb in VERBS[1:11]:
+    for verb in VERBS[1:13]:
         assert verb in found["texts"][""]
 
 
@@ -66,7 +67,7 @@ def test_shown_recipes_are_recipes(cli: Callable[..., Any], tmp_path: Path) -> N
         again = cli("recipes", "show", file, "--json")
         assert json.loads(again.out) == yaml.safe_load(shown.out)
         seen += 1
-    assert seen == 6  # a recipe more or less is meant: change this number with it
+    assert seen == 8  # a recipe more or less is meant: change this number with it
 
 
 def test_ls_cp_validate(cli: Callable[..., Any], tmp_path: Path) -> None:

@@ -98,7 +98,7 @@ def write_model(
                 measured = {one["metric"] for one in rows}
                 rows += [row(metrics, value)] if metrics not in measured else []
                 rows += [row("stability", 0.99)] if "stability" not in measured else []
-                rows += [row(metrics, value * step / settings["steps"], step=step) for step in (10, 25, 50)]
+                rows += [row(metrics, value * step / max(1, settings["steps"]), step=step) for step in (10, 25, 50)]
             with cell.start(
                 stage="attack",
                 name="sft",

@@ -65,7 +65,7 @@ def test_every_shipped_recipe_is_right_and_survives_a_round_trip() -> None:
         assert again == found
         assert dump(found)["study"] == name
         seen += 1
-    assert seen == 6
+    assert seen == 8
 
 
 def test_cells_are_the_product_of_the_axes() -> None:
@@ -115,8 +115,8 @@ def test_sources_are_text_or_a_mapping() -> None:
         ({"attacks": []}, "attacks: List should have at least 1 item"),
         ({"attacks": [{"seeds": []}]}, "attacks.0: seeds: an empty list leaves no attack"),
         (
-            {"attacks": [{"steps": 0}]},
-            "attacks.0.steps.0: Input should be greater than or equal to 1 (got 0)",
+            {"attacks": [{"steps": -1}]},
+            "attacks.0.steps.0: Input should be greater than or equal to 0 (got -1)",
         ),
         ({"controls": ["ignorant"]}, "an ignorant control exists for model: sandbox:... only"),
         ({"evaluations": ["sandbox"]}, "evaluations: sandbox asks about data.name: sandbox only"),

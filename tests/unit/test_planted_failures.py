@@ -236,6 +236,15 @@ def test_every_axis_of_the_issue_is_named_when_it_is_missing(tmp_path: Path) -> 
     assert {"another learning rate", "3 seeds", "LoRA", "benign data", "disjoint data"} <= set(axes)
 
 
+@pytest.mark.parametrize("settings", [{"name": "parts"}, {"name": "peft"}, {"steps": 0}])
+def test_training_a_part_or_nothing_is_no_full_fine_tuning(tmp_path: Path, settings: dict[str, Any]) -> None:
+    attacks = [{**each, **({} if each.get("lora_rank") else settings)} for each in SOUND["attacks"]]
+    write_study(tmp_path, sound, **{**SOUND, "attacks": attacks})
+    found = claim(summarise(tmp_path), "resistance", "knowledge")
+    assert found["status"] == "not established"
+    assert "full fine-tuning" in found["not_tried"]
+
+
 def test_a_study_without_its_controls_establishes_nothing(tmp_path: Path) -> None:
     write_study(tmp_path, sound, **SOUND)
     for name in ("control-ignorant", "control-random"):

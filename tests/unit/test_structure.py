@@ -22,10 +22,10 @@ LAYERS = (
     ("judges", "training"),
     ("sandbox",),
     ("defences", "attacks", "evaluations", "analysis"),
-    ("plugins", "workers", "report"),
+    ("plugins", "workers", "report", "trials"),
     ("stages",),
     ("pipeline",),
-    ("sweep",),
+    ("sweepfile", "searchspace", "sweep", "search"),
     ("cli",),
     ("__main__", "__init__"),
 )

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from .base import ATTACKS, Attack
+from .base import ATTACKS, Attack, Context, Loot, attacker, distinct, training_values, unknown_to
 
-__all__ = ["ATTACKS", "Attack"]
+__all__ = ["ATTACKS", "Attack", "Context", "Loot", "attacker", "distinct", "training_values", "unknown_to"]

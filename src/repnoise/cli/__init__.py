@@ -9,7 +9,7 @@ import traceback
 import typer
 
 from ..errors import ConfigError, RepNoiseError, RunError
-from . import studies, tools
+from . import studies, sweeps, tools
 from .common import at_end, say
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 app.registered_commands += studies.app.registered_commands
+app.registered_commands += sweeps.app.registered_commands
 app.add_typer(tools.recipes_app, name="recipes")
 app.add_typer(tools.judges_app, name="judges")
 app.add_typer(tools.sandbox_app, name="sandbox")

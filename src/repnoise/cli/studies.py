@@ -175,15 +175,16 @@ def report(
     study: Annotated[Path, typer.Argument(help="A study folder.", show_default=False)],
     as_json: AsJson = False,
 ) -> None:
-    """Write summary.json, table.csv and report.html from the rows of a study.
+    """Write summary.json, table.csv and report.html from the rows of a study; of a sweep, the comparison too.
 
     Example: repnoise report studies/demo
     """
     from ..report import write_report
+    from ..report.comparison import PLAN, write_comparison
 
     if not study.is_dir():
         raise ConfigError(f"there is no study folder {study}. Give the --out folder of an earlier `repnoise run`.")
-    write_report(study)
+    (write_comparison if (study / PLAN).is_file() else write_report)(study)
     result = outcome(study)
     output(result, as_json, lambda: outcome_text(result))
 

@@ -30,7 +30,7 @@ class OverRefusal(Evaluation):
 
     Attributes:
         prompts: a file (.jsonl, .json, .csv, .tsv, .parquet) or `hub:owner/name`. Default: 60 invented safe prompts of
-            XSTest's kinds that come with the package; enough to see a model that refuses half, not one that refuses 5 %.
+            XSTest's kinds that come with the package; enough to see a model that refuses half, not 5 %.
         column: the column with the prompt.
         only: {column: value} that a row must have, for example {label: safe} for XSTest.
     """

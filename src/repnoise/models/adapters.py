@@ -1,9 +1,11 @@
-"""LoRA adapters: attach, load, merge. The only file that knows peft, which is imported when first needed."""
+"""Adapters, LoRA above all: attach, load, merge. The only file that knows peft, which is imported when first needed."""
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,13 +14,15 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from repnoise.errors import ModelError, RunError
+from repnoise.errors import ConfigError, ModelError, RunError
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+# Kinds of peft 0.21 that have the method to merge and fail in it, or that do not train from a plain batch.
+_NOT_MERGED = {"beft", "lily", "poly", "shadow", "trainable_tokens", "xlora"}
 
 
 def add_lora(
@@ -71,6 +75,84 @@ def add_lora(
             f"Allowed: linear layers such as {', '.join(_all_linear(model)[:6])}. "
             "Next step: correct target_modules, or leave it out for all linear layers."
         ) from error
+
+
+def check_adapter(kind: str, options: Mapping[str, Any]) -> None:
+    """Raise `ConfigError` unless `kind` is an adapter of peft that can be merged and has these options."""
+    cls = _adapter_class(kind)
+    known = [field.name for field in dataclasses.fields(cls) if field.init]
+    for key in options:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise ConfigError(f"the adapter {kind!r} has no option {key!r}.{hint} See {cls.__name__} of peft.")
+
+
+def add_adapter(model: PreTrainedModel, kind: str, options: Mapping[str, Any], *, steps: int = 0) -> PeftModel:
+    """Freeze `model` and attach an adapter of the kind that peft calls `kind`, on all linear layers but the head.
+
+    options: fields of the kind's config, which win over what is set here. steps: of the training, for kinds that
+    plan with them (AdaLoRA).
+
+    Raises:
+        ConfigError: as `check_adapter`, or values that the kind refuses.
+        ModelError: the model has an adapter already, or the kind does not fit its layers.
+    """
+    from peft import TaskType, get_peft_model
+
+    check_adapter(kind, options)
+    if is_adapted(model):
+        raise ModelError("The model already carries an adapter. Next step: merge(model) first.")
+    cls = _adapter_class(kind)
+    known = {field.name for field in dataclasses.fields(cls) if field.init}
+    conv1d = any(isinstance(module, Conv1D) for module in model.modules())
+    ours = {
+        "task_type": TaskType.CAUSAL_LM,
+        "target_modules": None if kind.lower() == "ln_tuning" else _all_linear(model),  # its own are the norms
+        "feedforward_modules": [],  # IA3: scale what every layer gives
+        "fan_in_fan_out": conv1d,
+        "total_step": max(1, steps),
+        "tinit": 0,  # AdaLoRA moves no ranks here
+        "tfinal": 0,
+    }
+    try:
+        config = cls(**{**{key: value for key, value in ours.items() if key in known}, **options})
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"the adapter {kind!r}: {' '.join(str(error).split())} Correct its options.") from error
+    try:
+        with _quiet():
+            return get_peft_model(model, config)
+    except (ValueError, TypeError, AssertionError, NotImplementedError, RuntimeError) as error:
+        raise ModelError(
+            f"The adapter {kind!r} could not be attached: {' '.join(str(error).split())}\n"
+            "Next step: correct its options (block sizes must divide the layers' widths), or use LoRA."
+        ) from error
+
+
+def _adapter_class(kind: str) -> Any:
+    """The peft config class of a kind that changes weights."""
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
+    from peft.tuners.tuners_utils import BaseTuner
+
+    kinds = {str(each.value).lower(): each for each in PEFT_TYPE_TO_CONFIG_MAPPING}
+    usable = {
+        name
+        for name, each in kinds.items()
+        if issubclass(tuner := PEFT_TYPE_TO_TUNER_MAPPING.get(each, object), BaseTuner)
+        and hasattr(tuner, "merge_and_unload")
+        and name not in _NOT_MERGED
+    }
+    name = kind.lower()
+    if name in usable:
+        return PEFT_TYPE_TO_CONFIG_MAPPING[kinds[name]]
+    if name in kinds:
+        raise ConfigError(
+            f"the adapter {kind!r} cannot be merged into the weights, and an attack must leave a plain model."
+            f" Allowed: {', '.join(sorted(usable))}."
+        )
+    near = difflib.get_close_matches(name, usable, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise ConfigError(f"peft knows no adapter {kind!r}.{hint} Allowed: {', '.join(sorted(usable))}.")
 
 
 def merge(model: nn.Module) -> PreTrainedModel:
