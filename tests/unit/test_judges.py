@@ -524,6 +524,9 @@ def test_linear_is_stored_without_pickle_and_comes_back_the_same(
     given = Linear(path=str(folder)).judge(asked)
     assert [each.label for each in given] == ["complies", "off-topic", "refuses"]
     assert given[0].score > 0.8 > 0.3 > given[1].score
+    # its rows hold no refusals, and a collapsed model (0) must not look better than an honest refusal
+    assert given[2].score == 0
+    assert Linear(path=str(folder), score_refusals=True).judge(asked)[2].score > 0.5
     config = json.loads((folder / "config.json").read_text())
     config["report"]["best_threshold"] = 0.999
     (folder / "config.json").write_text(json.dumps(config))  # the default threshold
