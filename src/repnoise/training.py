@@ -40,7 +40,10 @@ class Window:
     Attributes:
         seed: seed of the training run.
         step: optimiser steps done before this one.
-        index, size: position of this micro-batch and number of micro-batches, over all processes.
+        index: position of this micro-batch among those of all processes, in the order of the data: two processes
+            with one micro-batch each see the indices, and so draw the noise, of one process with two.
+        size: number of micro-batches on one process. A term that is a mean over micro-batches is divided by it;
+            the mean over processes is taken with the gradients.
         tokens: per stream, trained tokens of the whole optimiser step divided by the number of processes
             (gradients are averaged over processes, so a sum divided by this is the global token mean).
         shared: what `Objective.begin_step` returned.
@@ -196,6 +199,8 @@ class ObjectiveTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(TermProgress())
+        if isinstance(train_dataset, PairDataset):
+            self.add_callback(_TellEpoch(train_dataset))
         if log_file is not None:
             self.add_callback(StepLog(log_file))
         self.objective.setup(self.model)
@@ -218,13 +223,13 @@ class ObjectiveTrainer(Trainer):
         world, rank = self.args.world_size, self.args.process_index
         shared: dict[str, Any] = {}
         windows = [
-            Window(self.args.seed, self.state.global_step, rank * len(batches) + index, world * len(batches))
+            Window(self.args.seed, self.state.global_step, index * world + rank, len(batches))
             for index in range(len(batches))
         ]
         tokens = self._mean_over_processes(tokens)
         for window in windows:
             window.tokens = tokens
-        if windows[0].size > 1:
+        if world * len(batches) > 1:
             with self.compute_loss_context_manager():
                 shared = self.objective.begin_step(
                     self.model, [{**batch, "window": window} for batch, window in zip(batches, windows, strict=True)]
@@ -270,8 +275,9 @@ class ObjectiveTrainer(Trainer):
         """Add the mean of every term since the last log line."""
         if "loss" in logs and self._terms:
             steps = max(1, self.state.global_step - self._globalstep_last_logged)
-            logs.update({name: value / steps for name, value in self._terms.items()})
-            logs["tokens"] = self._tokens
+            found = self._mean_over_processes({**self._terms, "tokens": self._tokens})
+            logs["tokens"] = found.pop("tokens") * self.args.world_size
+            logs.update({name: value / steps for name, value in found.items()})
             self._terms = {}
         super().log(logs, start_time)
 
@@ -293,6 +299,16 @@ class TermProgress(ProgressCallback):
             self.training_bar.set_postfix(shown)
 
 
+class _TellEpoch(TrainerCallback):
+    """Tells the data set its epoch: accelerate 1.15 does so in a single process only."""
+
+    def __init__(self, dataset: PairDataset) -> None:
+        self.dataset = dataset
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.dataset.set_epoch(int(state.epoch or 0))
+
+
 class StepLog(TrainerCallback):
     """Writes train.jsonl: one line per logged step. After a resume, lines past the checkpoint are dropped."""
 
@@ -301,6 +317,8 @@ class StepLog(TrainerCallback):
         self._began = 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if not state.is_world_process_zero:
+            return
         kept = []
         if self.path.exists():
             lines = read_jsonl(self.path, torn_end=True)
@@ -337,6 +355,10 @@ class StopCleanly(TrainerCallback):
             self._previous = None
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if args.world_size > 1:  # the signal may reach one process a step before the others; all must stop at the same
+            asked = torch.tensor(float(self.asked), device=args.device)
+            torch.distributed.all_reduce(asked)
+            self.asked = bool(asked)
         if self.asked:
             control.should_save = control.should_training_stop = True
 
@@ -356,7 +378,8 @@ def train(trainer: ObjectiveTrainer, *, resumable: bool = True) -> None:
     Raises `KeyboardInterrupt` after a checkpoint was written on Ctrl-C.
     """
     folder = Path(str(trainer.args.output_dir))
-    checkpoint = _newest_checkpoint(folder) if resumable else None
+    with trainer.args.main_process_first(local=False, desc="looking for a checkpoint"):
+        checkpoint = _newest_checkpoint(folder) if resumable else None
     stop = StopCleanly()
     if resumable:
         trainer.add_callback(stop)

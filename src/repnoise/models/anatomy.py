@@ -6,6 +6,7 @@ says what to set; `register_family` adds a row, and `check_anatomy` (in capture.
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -135,7 +136,7 @@ def anatomy(model: nn.Module) -> Anatomy:
     if family.logit_divisor is not None:
         scale /= float(_value(config, family.logit_divisor, name) or 1.0)
     softcap = None if family.softcap is None else _value(config, family.softcap, name)
-    return Anatomy(
+    parts = Anatomy(
         family=name,
         layers=layers,
         mlps=tuple(_get(layer, family.mlp, name, "mlp") for layer in layers),
@@ -144,6 +145,17 @@ def anatomy(model: nn.Module) -> Anatomy:
         logit_scale=scale,
         softcap=None if softcap is None else float(softcap),
     )
+    if not is_sharded(model):
+        return parts
+    from repnoise.models.sharding import ShardedAnatomy
+
+    return ShardedAnatomy(model, parts)
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether FSDP2 has spread this model's weights over processes."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")  # not imported: nothing can be spread
+    return fsdp is not None and any(isinstance(module, fsdp.FSDPModule) for module in model.modules())
 
 
 def unwrap(model: nn.Module) -> nn.Module:

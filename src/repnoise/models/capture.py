@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from repnoise.errors import ModelError, RunError
-from repnoise.models.anatomy import Anatomy, anatomy, unwrap
+from repnoise.models.anatomy import Anatomy, anatomy, is_sharded, unwrap
 
 
 class Capture:
@@ -75,6 +75,14 @@ class Capture:
         if not _in_backward():
             self._residual[index + 1] = _first(output)
 
+    def _tie_last_mlp(self, index: int, output: Any) -> None:
+        """FSDP gathers a block's weights for backward when a gradient reaches the block's output, and not before.
+
+        The last MLP's output may be read where nothing reads the last block's. It is made to depend on it, by zero.
+        """
+        if not _in_backward() and index in self._mlp:
+            self._mlp[index] = _Tied.apply(self._mlp[index], _first(output))
+
     def _keep_mlp(self, index: int, output: Any) -> None:
         if _in_backward():
             return
@@ -106,6 +114,8 @@ def capture(model: nn.Module, residual: bool = True, mlp: bool = True) -> Iterat
                 handles.append(layer.register_forward_hook(_hook(seen._keep_residual, index)))
             if mlp:
                 handles.append(block_mlp.register_forward_hook(_hook(seen._keep_mlp, index)))
+        if mlp and is_sharded(model):
+            handles.append(parts.layers[-1].register_forward_hook(_hook(seen._tie_last_mlp, len(parts.layers) - 1)))
         yield seen
     finally:
         for handle in handles:
@@ -145,6 +155,20 @@ def check_anatomy(model: nn.Module, tolerance: float = 1e-4) -> Anatomy:
             "Next step: check final, head, logit_scale, logit_divisor and softcap in register_family(...)."
         )
     return parts
+
+
+class _Tied(torch.autograd.Function):
+    """The first tensor; backward gives the second a gradient of zero (zero times the tensor would keep its NaNs)."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, other: Tensor) -> Tensor:
+        ctx.save_for_backward(other)
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        (other,) = ctx.saved_tensors
+        return gradient, torch.zeros_like(other)
 
 
 def _hook(keep: Any, index: int) -> Any:

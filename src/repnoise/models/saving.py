@@ -12,12 +12,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import cast
 
-from torch import nn
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from repnoise.errors import ModelError, RunError
 from repnoise.models import adapters
-from repnoise.models.anatomy import unwrap
+from repnoise.models.anatomy import is_sharded, unwrap
 
 logger = logging.getLogger(__name__)
 
@@ -33,14 +35,47 @@ def save_model(
 
     Everything is written to a hidden folder beside it, flushed to the disk, and renamed. A folder that holds
     files is replaced only if `overwrite` says so.
+
+    Where several processes train (DDP, FSDP2), all of them must call it: whole weights are collected on the first
+    process, which writes, and all return or raise together.
     """
     if adapters.is_adapted(model):
         raise ModelError(
             "The model carries an adapter, and a model folder holds plain weights.\n"
             "Next step: save_model(merge(model), ...), or model.save_pretrained(folder) for the adapter."
         )
-    plain = cast(PreTrainedModel, unwrap(model))
     folder = Path(folder).expanduser().absolute()
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return _write(model, None, tokenizer, folder, overwrite)
+    weights = None
+    if is_sharded(model):
+        from repnoise.models.sharding import full_weights
+
+        weights = full_weights(unwrap(model))
+    failure: BaseException | None = None
+    if dist.get_rank() == 0:
+        try:
+            _write(model, weights, tokenizer, folder, overwrite)
+        except BaseException as error:
+            failure = error
+    failed = torch.tensor(float(failure is not None), device=next(model.parameters()).device)
+    dist.all_reduce(failed)
+    if failure is not None:
+        raise failure
+    if failed:
+        raise RunError(f"{folder} was not written.\nNext step: read the message of process 0.")
+    return folder
+
+
+def _write(
+    model: nn.Module,
+    weights: dict[str, Tensor] | None,
+    tokenizer: PreTrainedTokenizerBase | None,
+    folder: Path,
+    overwrite: bool,
+) -> Path:
+    """`weights`: whole ones, if those in the model are shards."""
+    plain = cast(PreTrainedModel, unwrap(model))
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not overwrite):
         raise ModelError(
             f"{folder} exists already.\nAllowed: a new or empty folder. Next step: another name, or overwrite=True."
@@ -50,7 +85,10 @@ def save_model(
     try:
         draft.chmod(0o755)
         _mend_generation_config(plain)
-        plain.save_pretrained(draft)
+        if weights is not None:
+            tied = getattr(plain, "all_tied_weights_keys", {})  # {head: embedding}: collected twice, stored once
+            weights = {name: weight for name, weight in weights.items() if tied.get(name) not in weights}
+        plain.save_pretrained(draft, state_dict=weights)
         if tokenizer is not None:
             tokenizer.save_pretrained(draft)
         for path in draft.rglob("*"):
