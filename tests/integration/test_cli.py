@@ -18,7 +18,7 @@ from repnoise.config import check_recipe, recipe_names
 
 HEAVY = ("torch", "transformers", "datasets", "numpy", "scipy", "matplotlib")
 VERBS = (
-    *("", "demo", "run", "defend", "attack", "evaluate", "report", "convert", "sweep", "search"),
+    *("", "demo", "run", "defend", "attack", "evaluate", "report", "convert", "sweep", "search", "bench"),
     *("recipes", "judges", "sandbox"),
     *("recipes ls", "recipes show", "recipes cp", "recipes validate", "judges ls", "judges train", "sandbox build"),
 )
@@ -42,7 +42,7 @@ print(json.dumps({{"texts": texts, "heavy": heavy}}))
     assert found["heavy"] == []
     for verb, text in found["texts"].items():
         assert verb in NO_EXAMPLE or f"repnoise {verb}" in text.replace("Usage: repnoise", ""), verb
-    for verb in VERBS[1:13]:
+    for verb in VERBS[1:14]:
         assert verb in found["texts"][""]
 
 

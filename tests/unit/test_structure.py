@@ -25,7 +25,7 @@ LAYERS = (
     ("plugins", "workers", "report", "trials"),
     ("stages",),
     ("pipeline",),
-    ("sweepfile", "searchspace", "sweep", "search"),
+    ("sweepfile", "searchspace", "sweep", "search", "bench"),
     ("cli",),
     ("__main__", "__init__"),
 )

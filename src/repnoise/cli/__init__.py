@@ -9,7 +9,7 @@ import traceback
 import typer
 
 from ..errors import ConfigError, RepNoiseError, RunError
-from . import studies, sweeps, tools
+from . import bench, studies, sweeps, tools
 from .common import at_end, say
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ app = typer.Typer(
 )
 app.registered_commands += studies.app.registered_commands
 app.registered_commands += sweeps.app.registered_commands
+app.registered_commands += bench.app.registered_commands
 app.add_typer(tools.recipes_app, name="recipes")
 app.add_typer(tools.judges_app, name="judges")
 app.add_typer(tools.sandbox_app, name="sandbox")

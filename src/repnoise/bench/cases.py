@@ -1,0 +1,71 @@
+"""The objectives that are measured against each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..defences.repnoise import RepNoise
+from ..losses import ascent_term, masked_cross_entropy
+from ..models import anatomy, capture
+from ..training import Objective, forward
+
+ALPHA, BETA = 1.0, 1e-3
+
+
+class Plain(Objective):
+    """Ordinary fine-tuning on the same two batches: no defence, the floor of any that reads both."""
+
+    needs = ("harmful", "harmless")
+
+    def terms(self, model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        return {name: masked_cross_entropy(forward(model, batch[name]), batch[name]["labels"]) for name in self.needs}
+
+
+class Naive(Objective):
+    """Algorithm 1 of arXiv 2405.14577, line by line: the values of `RepNoise`, without its economies.
+
+    Kept until backward: (L + 1) logits (B, T, V), and per layer differences (2B, 2B, T * d). It is cheaper than
+    the released code, which also computes the last logits twice, upcasts all and adds hooks at every step.
+    """
+
+    needs = ("harmful", "harmless")
+
+    def terms(self, model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        harmful, harmless = batch["harmful"], batch["harmless"]
+        labels = harmful["labels"]
+        parts = anatomy(model)
+        with capture(model) as seen:
+            last = forward(model, harmful)
+        every = [*(parts.logits(hidden) for hidden in seen.residual[:-1]), last]
+        mean = torch.stack([masked_cross_entropy(logits, labels) for logits in every]).mean()
+        answer = (labels != -100)[..., None]
+        noise = [broadcast_mmd((h * answer).flatten(1), (torch.randn_like(h) * answer).flatten(1)) for h in seen.mlp]
+        return {
+            "ascent": ALPHA * ascent_term(mean),
+            "noise": BETA * torch.stack(noise).mean(),
+            "stability": masked_cross_entropy(forward(model, harmless), harmless["labels"]),
+        }
+
+
+def broadcast_mmd(x: Tensor, y: Tensor, kernel_mul: float = 2.0, kernel_num: int = 5) -> Tensor:
+    """`losses.gaussian_kernel_mmd` (biased) as the released code writes it: (n + m, n + m, D) differences."""
+    rows = torch.cat([x, y]).float()
+    distances = (rows[None] - rows[:, None]).square().sum(2)
+    bandwidth = distances.detach().sum() / (len(rows) * (len(rows) - 1))
+    kernels = torch.stack(
+        [torch.exp(-distances / (bandwidth * kernel_mul ** (i - kernel_num // 2))) for i in range(kernel_num)]
+    ).sum(0)
+    n = len(x)
+    return kernels[:n, :n].mean() + kernels[n:, n:].mean() - 2 * kernels[:n, n:].mean()
+
+
+def objective(case: str, lens_layers: int) -> Objective:
+    if case == "plain":
+        return Plain()
+    if case == "naive":
+        return Naive()
+    return RepNoise(alpha=ALPHA, beta=BETA, lens_layers=lens_layers if case == "sampled" else None)
