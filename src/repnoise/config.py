@@ -21,7 +21,9 @@ from pydantic import (
     ConfigDict,
     Field,
     PlainValidator,
+    SerializerFunctionWrapHandler,
     ValidationError,
+    model_serializer,
     model_validator,
 )
 
@@ -152,6 +154,14 @@ class DefenceConfig(Open):
     name: str = "repnoise"
     train: dict[str, Any] = {}
     dtype: Literal["float32", "bfloat16"] | None = None
+    lora_rank: Count | None = None
+    """Train LoRA weights of this rank, merged into the model at the end; null = all weights."""
+
+    @model_serializer(mode="wrap")
+    def _short(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """lora_rank appears where it is set only, so that defences of older recipes keep their hash."""
+        found = plain(self)
+        return {key: value for key, value in found.items() if key != "lora_rank" or value is not None}
 
 
 def _axis(value: Any) -> Any:

@@ -23,10 +23,12 @@ from .defences import DEFENCES
 from .errors import ConfigError, DataError, ModelError, RunError
 from .evaluations import EVALUATIONS, Evaluation
 from .models import (
+    add_lora,
     anatomy,
     check_fits,
     load_model,
     load_tokenizer,
+    merge,
     model_fingerprint,
     random_model,
     save_model,
@@ -190,6 +192,8 @@ class Study:
             model = self.load(self.base())
             if recipe.defence.dtype is not None:
                 model = model.to(getattr(torch, recipe.defence.dtype))
+            if recipe.defence.lora_rank is not None:
+                model = add_lora(model, recipe.defence.lora_rank)
             values = {"seed": recipe.seed, **DEFENCE_DEFAULTS, **recipe.defence.train}
             checkpoints = target.run.path / "checkpoints"
             trainer = self._trainer(
@@ -204,7 +208,7 @@ class Study:
             )
             with disk_guard(target.run.path):
                 train(trainer)
-                self._save(target.run, trainer.model)
+                self._save(target.run, merge(trainer.model) if recipe.defence.lora_rank else trainer.model)
             shutil.rmtree(checkpoints, ignore_errors=True)
             target.run.finish(model={"fingerprint": model_fingerprint(target.run.path / "model")})
         self.evaluate(target, "defend")

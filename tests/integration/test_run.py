@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
-from repnoise.config import check_recipe, parse_yaml
+from repnoise.config import DefenceConfig, check_recipe, parse_yaml
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -223,3 +225,23 @@ def test_a_tokenizer_without_pad_token_works_with_a_notice(
     )
     assert answer.code == 0, answer.err
     assert "has no pad token" in caplog.text
+
+
+def test_a_defence_trained_as_lora_is_merged_at_the_end(finished: Any, cli: Callable[..., Any], tmp_path: Path) -> None:
+    study, _ = finished
+    out = tmp_path / "lora"
+    cli("defend", study.recipe, "defence.lora_rank=4", "--out", out)
+    (path,) = out.glob("repnoise-*/model")
+    assert not (path / "adapter_config.json").exists()
+    before, after = (load_file(folder / "model.safetensors") for folder in (study.folder / "model", path))
+    assert before.keys() == after.keys()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert any("mlp" in name for name in changed)
+    assert not any("embed" in name or "norm" in name or "lm_head" in name for name in changed)
+    for name in changed:  # what LoRA can do and full training would not: a change of rank 4 at most
+        assert torch.linalg.matrix_rank(after[name].double() - before[name].double(), rtol=1e-3) <= 4, name
+
+
+def test_recipes_without_lora_keep_their_hash() -> None:
+    assert "lora_rank" not in DefenceConfig().model_dump(mode="json")
+    assert DefenceConfig(lora_rank=2).model_dump(mode="json")["lora_rank"] == 2
