@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from .data import PairDataset, StreamCollator, pad_id
-from .errors import DataError, RunError
+from .errors import ConfigError, DataError, RunError
 from .models import unwrap
 from .runs import append_jsonl, read_jsonl, write_jsonl
 
@@ -162,6 +163,11 @@ class ObjectiveTrainer(Trainer):
     ) -> None:
         if objective is None:
             raise TypeError("ObjectiveTrainer needs an objective, for example RepNoise(alpha=1.0, beta=1e-3)")
+        if is_deepspeed_zero3_enabled():
+            raise ConfigError(
+                "DeepSpeed ZeRO-3 is not supported: the lens reads norm and head outside of the model's forward pass,"
+                " where ZeRO-3 holds no weights. Next step: FSDP2 (docs/scale.md), which shards as much."
+            )
         self.objective = objective
         args = args or TrainingArguments(output_dir="trainer_output", report_to="none")
         args.remove_unused_columns = False  # our items are nested by stream; the base class would drop them all
