@@ -80,10 +80,10 @@ def test_broadcast_mmd_is_the_gram_form() -> None:
 
 
 @pytest.mark.parametrize("case", ["plain", "naive", "exact", "sampled"])
-@pytest.mark.parametrize("lens_layers", [2, 99])
+@pytest.mark.parametrize("lens_layers", [2, 5])
 def test_operations_are_those_that_torch_counts(case: str, lens_layers: int, tiny: Any) -> None:
     model, options = tiny
-    options = dataclasses.replace(options, lens_layers=min(lens_layers, 5))
+    options = dataclasses.replace(options, lens_layers=lens_layers)
     given = batch(options, 8000)
     with Counter() as counter:
         sum(objective(case, options.lens_layers).terms(model, given).values()).backward()

@@ -29,7 +29,7 @@ class Naive(Objective):
     """Algorithm 1 of arXiv 2405.14577, line by line: the values of `RepNoise`, without its economies.
 
     Kept until backward: (L + 1) logits (B, T, V), and per layer differences (2B, 2B, T * d). It is cheaper than
-    the released code, which also computes the last logits twice, upcasts all and adds hooks at every step.
+    the released code, which reads the last layer a second time and adds hooks at every step.
     """
 
     needs = ("harmful", "harmless")

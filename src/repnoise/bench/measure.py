@@ -23,7 +23,7 @@ from ..plugins import training_arguments
 from ..training import ObjectiveTrainer
 from .cases import objective
 from .flops import step_flops
-from .shapes import SHAPES, BenchOptions
+from .shapes import SHAPES, WARMUP, BenchOptions
 
 
 def measure(case: str, dtype: str, options: BenchOptions) -> dict[str, Any]:
@@ -36,11 +36,11 @@ def measure(case: str, dtype: str, options: BenchOptions) -> dict[str, Any]:
     before = _status("VmRSS")
     model = build_model(options, dtype, "cuda" if cuda else "cpu")
     config = model.config.get_text_config()
-    watch = _Watch(options.warmup, cuda)
+    watch = _Watch(cuda)
     with tempfile.TemporaryDirectory() as folder:
         args = training_arguments(
             {
-                "max_steps": options.warmup + options.steps,
+                "max_steps": WARMUP + options.steps,
                 "per_device_train_batch_size": options.batch,
                 "learning_rate": 1e-5,
                 "save_strategy": "no",
@@ -123,7 +123,7 @@ class _Pairs(Dataset):
         self.options, self.vocabulary = options, vocabulary
 
     def __len__(self) -> int:
-        return self.options.batch * (self.options.steps + self.options.warmup)
+        return self.options.batch * (WARMUP + self.options.steps)
 
     def __getitem__(self, index: int) -> dict[str, dict[str, list[int]]]:
         draw = torch.Generator().manual_seed(index)
@@ -138,8 +138,8 @@ class _Pairs(Dataset):
 class _Watch(TrainerCallback):
     """Seconds of each timed step, and the memory held after it."""
 
-    def __init__(self, warmup: int, cuda: bool) -> None:
-        self.warmup, self.cuda = warmup, cuda
+    def __init__(self, cuda: bool) -> None:
+        self.cuda = cuda
         self.seconds: list[float] = []
         self.held: list[float] = []
         self._start = 0.0
@@ -150,7 +150,7 @@ class _Watch(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         _synchronize(self.cuda)
-        if state.global_step > self.warmup:
+        if state.global_step > WARMUP:
             self.seconds.append(time.perf_counter() - self._start)
             self.held.append(torch.cuda.memory_allocated() if self.cuda else _status("VmRSS") or 0)
 
@@ -175,26 +175,29 @@ def _synchronize(cuda: bool) -> None:
         torch.cuda.synchronize()
 
 
+def _attempt(case: str, dtype: str, options: BenchOptions) -> dict[str, Any] | None:
+    """A result, {"wrong": message}, or None where the GPU's memory is too small."""
+    try:
+        return measure(case, dtype, options)
+    except torch.OutOfMemoryError:
+        return None
+    except RepNoiseError as error:
+        return {"wrong": str(error)}
+
+
 def main() -> None:
     """Options on stdin; a result or {"error": ...} on stdout. Out of GPU memory: half the batch, down to 2."""
     given = json.load(sys.stdin)
     logging.disable(logging.WARNING)
     fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given["options"].items()}
     options = BenchOptions(**fields)
-    while True:
-        try:
-            result = measure(given["case"], given["dtype"], options)
-        except torch.OutOfMemoryError:
-            if options.batch >= 4:
-                options = dataclasses.replace(options, batch=options.batch // 2)
-                gc.collect()
-                torch.cuda.empty_cache()
-                torch.cuda.reset_peak_memory_stats()
-                continue
-            result = {"error": f"does not fit: out of GPU memory with {options.batch} pairs"}
-        except RepNoiseError as error:
-            result = {"wrong": str(error)}
-        break
+    while (result := _attempt(given["case"], given["dtype"], options)) is None and options.batch >= 4:
+        options = dataclasses.replace(options, batch=options.batch // 2)
+        gc.collect()  # only now: inside `except` the traceback still holds the model
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    if result is None:
+        result = {"error": f"does not fit: out of GPU memory with {options.batch} pairs"}
     print(json.dumps(result), flush=True)
 
 

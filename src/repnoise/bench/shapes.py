@@ -36,12 +36,10 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 """Fields of `transformers.LlamaConfig`; the weights are random, which changes neither time nor memory."""
 
-CASES = {
-    "plain": "cross-entropy on the harmful and on the harmless batch: the two passes that every case contains",
-    "naive": "the formula as written: logits of all layers at all positions kept, MMD by broadcasting",
-    "exact": "the defence repnoise, lens of all layers",
-    "sampled": "the defence repnoise, lens of a few layers drawn at each step (lens_layers)",
-}
+CASES = ("plain", "naive", "exact", "sampled")
+"""`cases.Plain`, `cases.Naive`, `RepNoise`, and `RepNoise` with `lens_layers`."""
+WARMUP = 1
+"""Steps before the timed ones."""
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -52,17 +50,16 @@ class BenchOptions:
     Attributes:
         shape: a name in `SHAPES`, a model folder or a hub id (its config only; weights are random).
         cases: names in `CASES`. dtypes: of weights and activations.
-        steps: timed steps, after `warmup` untimed ones.
+        steps: timed steps, after `WARMUP` untimed ones.
         batch: pairs per step. length: tokens of each side. answers: share of them that is the answer.
         lens_layers: of the case "sampled". layers: blocks, instead of the shape's own number.
         train: further `transformers.TrainingArguments`.
     """
 
     shape: str = "smollm2-135m"
-    cases: tuple[str, ...] = tuple(CASES)
+    cases: tuple[str, ...] = CASES
     dtypes: tuple[str, ...] = ("float32", "bfloat16")
     steps: int = 5
-    warmup: int = 1
     batch: int = 4
     length: int = 128
     answers: float = 0.75
@@ -75,7 +72,7 @@ class BenchOptions:
             wrong = [value for value in given if value not in allowed]
             if wrong or not given:
                 raise ConfigError(f"{name} {', '.join(wrong) or '(none)'}: allowed are {', '.join(allowed)}.")
-        least = {"steps": 1, "warmup": 0, "batch": 2, "length": 4, "lens_layers": 1}
+        least = {"steps": 1, "batch": 2, "length": 4, "lens_layers": 1}
         for name, minimum in least.items():
             if getattr(self, name) < minimum:
                 raise ConfigError(f"{name} must be {minimum} or more, got {getattr(self, name)}.")

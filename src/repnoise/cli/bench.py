@@ -75,12 +75,12 @@ def bench(
 
 
 def _arguments(given: list[str]) -> dict[str, Any]:
-    import yaml
+    from ..config import parse_yaml
 
     values = {}
     for text in given:
         name, equals, value = text.partition("=")
         if not equals or not name:
             raise ConfigError(f"{text!r} is not name=value; give TrainingArguments such as optim=adafactor.")
-        values[name.removeprefix("train.")] = yaml.safe_load(value)
+        values[name.removeprefix("train.")] = parse_yaml(value, text)
     return values
