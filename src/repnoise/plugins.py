@@ -56,7 +56,12 @@ def _plugin_errors(raw: Mapping[str, Any]) -> Iterator[str]:
     """What the plug-ins find wrong; works on raw data, so that structural errors elsewhere hide nothing."""
     defence = raw.get("defence", {})
     if isinstance(defence, dict):
-        yield from _option_errors(DEFENCES, defence, DefenceConfig, "defence")
+        wrong = list(_option_errors(DEFENCES, defence, DefenceConfig, "defence"))
+        yield from wrong
+        if not wrong and defence.get("lora_rank") is not None:
+            config = DefenceConfig.model_validate(defence)
+            if DEFENCES.build(config.name, config.options).vector is not None:
+                yield f"defence.lora_rank: {config.name} trains an adapter of its own; set rank and drop lora_rank"
     attacks = raw.get("attacks", [])
     for index, attack in enumerate(attacks if isinstance(attacks, list) else []):
         if isinstance(attack, dict):

@@ -32,6 +32,7 @@ from .models import (
     model_fingerprint,
     random_model,
     save_model,
+    vector,
 )
 from .plugins import check_lengths, load_data, training_arguments
 from .report import write_report
@@ -192,8 +193,9 @@ class Study:
             model = self.load(self.base())
             if recipe.defence.dtype is not None:
                 model = model.to(getattr(torch, recipe.defence.dtype))
-            if recipe.defence.lora_rank is not None:
-                model = add_lora(model, recipe.defence.lora_rank)
+            lora = objective.vector or ({"rank": recipe.defence.lora_rank} if recipe.defence.lora_rank else None)
+            if lora is not None:
+                model = add_lora(model, **lora)
             values = {"seed": recipe.seed, **DEFENCE_DEFAULTS, **recipe.defence.train}
             checkpoints = target.run.path / "checkpoints"
             trainer = self._trainer(
@@ -208,7 +210,11 @@ class Study:
             )
             with disk_guard(target.run.path):
                 train(trainer)
-                self._save(target.run, merge(trainer.model) if recipe.defence.lora_rank else trainer.model)
+                if objective.vector is not None:  # the weights stay as they were
+                    self._save(target.run, self.load(self.base()))
+                    vector.save_vector(trainer.model, target.source)
+                else:
+                    self._save(target.run, trainer.model if lora is None else merge(trainer.model))
             shutil.rmtree(checkpoints, ignore_errors=True)
             target.run.finish(model={"fingerprint": model_fingerprint(target.run.path / "model")})
         self.evaluate(target, "defend")
@@ -283,20 +289,23 @@ class Study:
             context = Context(
                 self.tokenizer, self._public, template, max_length=self.data.max_length, seed=seed, steps=steps
             )
-            model = attack.prepare(self.load(target), context)
-            curve = _Curve(self, harm, seed)
+            model = self.load(target)
+            shifts = vector.read_vector(model, target.source)
+            model = attack.prepare(model, context)
+            curve = _Curve(self, harm, seed, shifts)
             checkpoints = run.path / "checkpoints"
             with self._no_leftovers(checkpoints, run.path / "model"):
                 if steps > 0:
                     values = {**ATTACK_DEFAULTS, **training_values(cell)}
-                    trainer = self._trainer(
-                        model, attack, values, checkpoints, run, pairs, "attacks.train", template=template
-                    )
-                    trainer.add_callback(curve)
-                    factor = attack.schedule(steps)
-                    if factor is not None:  # Trainer makes a scheduler of its own only where it finds none
-                        trainer.lr_scheduler = LambdaLR(trainer.create_optimizer(), factor)
-                    train(trainer, resumable=False)
+                    with vector.active(shifts):
+                        trainer = self._trainer(
+                            model, attack, values, checkpoints, run, pairs, "attacks.train", template=template
+                        )
+                        trainer.add_callback(curve)
+                        factor = attack.schedule(steps)
+                        if factor is not None:  # Trainer makes a scheduler of its own only where it finds none
+                            trainer.lr_scheduler = LambdaLR(trainer.create_optimizer(), factor)
+                        train(trainer, resumable=False)
                     model = trainer.model
             model = attack.finish(model)
             labels = [label for label, evaluation in self.evaluations.items() if evaluation.attacked]
@@ -406,8 +415,8 @@ class Study:
 class _Curve(TrainerCallback):
     """Measures harm on the way, without touching the training's random numbers."""
 
-    def __init__(self, study: Study, harm: str, seed: int) -> None:
-        self.study, self.harm, self.seed = study, harm, seed
+    def __init__(self, study: Study, harm: str, seed: int, shifts: vector.Shifts) -> None:
+        self.study, self.harm, self.seed, self.shifts = study, harm, seed, shifts
         self.rows: dict[str, list[dict[str, Any]]] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
@@ -419,7 +428,7 @@ class _Curve(TrainerCallback):
             self._point(model, state.global_step)
 
     def _point(self, model: Any, step: int) -> None:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), vector.asleep(self.shifts):
             for name, evaluation in self.study.evaluations.items():
                 if not evaluation.attacked:
                     continue
