@@ -22,7 +22,7 @@ Shifts = Sequence[tuple[nn.Parameter, Tensor]]
 
 
 def save_vector(model: Any, folder: str | Path) -> None:
-    """Write the adapter of the peft `model` into the model folder, in peft's own format; the weights are in `folder` already."""
+    """Write the adapter of the peft `model` into the model folder, in peft's own format, beside the weights."""
     model.save_pretrained(str(Path(folder) / FOLDER), safe_serialization=True)
 
 
