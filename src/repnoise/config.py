@@ -156,12 +156,15 @@ class DefenceConfig(Open):
     dtype: Literal["float32", "bfloat16"] | None = None
     lora_rank: Count | None = None
     """Train LoRA weights of this rank, merged into the model at the end; null = all weights."""
+    categories: Annotated[list[str] | None, BeforeValidator(lambda v: v if v is None else _listed(v))] = None
+    """Train on the pairs of these categories only, and attack with all: defend on A, attack with B (paper, table 9)."""
 
     @model_serializer(mode="wrap")
     def _short(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """lora_rank appears where it is set only, so that defences of older recipes keep their hash."""
+        """What was added later appears where it is set only, so that defences of older recipes keep their hash."""
         found = plain(self)
-        return {key: value for key, value in found.items() if key != "lora_rank" or value is not None}
+        later = ("lora_rank", "categories")
+        return {key: value for key, value in found.items() if key not in later or value is not None}
 
 
 def _axis(value: Any) -> Any:

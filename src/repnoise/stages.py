@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback, set_seed
 from . import sandbox
 from .attacks import Context, attacker, distinct, training_values, unknown_to
 from .config import Recipe, dump
-from .data import RowDataset, side
+from .data import Pair, RowDataset, side
 from .data.study import StudyData
 from .defences import DEFENCES
 from .errors import ConfigError, DataError, ModelError, RunError
@@ -75,6 +75,7 @@ class Study:
         """Loaded and checked for everything that a later stage would stumble over."""
         data = load_data(self.recipe)
         self._check_attacks(data)
+        self._pairs_of_defence(data)
         check_lengths(data, self.tokenizer)
         return data
 
@@ -177,13 +178,14 @@ class Study:
             self.evaluate(target, "defend")
             self.say(f"defence {recipe.defence.name}: done before, kept")
             return target
+        pairs = self._pairs_of_defence(self.data)
         with target.run.start(
             stage="defend",
             name=recipe.defence.name,
             hash=target.hash,
             parent=self.base().hash,
             seeds=[recipe.seed],
-            arguments={"defence": recipe.defence.model_dump(mode="json")},
+            arguments={"defence": recipe.defence.model_dump(mode="json"), "pairs": len(pairs)},
             data=self.data.record,
             recipe=dump(recipe),
         ):
@@ -204,7 +206,7 @@ class Study:
                 values,
                 checkpoints,
                 target.run,
-                self.data.defence,
+                pairs,
                 "defence.train",
                 self.data.retain,
             )
@@ -346,6 +348,20 @@ class Study:
         return write_report(self.folder)
 
     # -- inside
+
+    def _pairs_of_defence(self, data: StudyData) -> list[Pair]:
+        """The defence's pairs, of its categories only where it names some."""
+        wanted = self.recipe.defence.categories
+        if wanted is None:
+            return data.defence
+        known = sorted({pair.category for pair in data.defence if pair.category is not None})
+        unknown = [category for category in wanted if category not in known]
+        if unknown or not wanted:
+            raise ConfigError(
+                f"defence.categories: {', '.join(unknown) or 'an empty list'} names no pair of the defence."
+                f" Categories there: {', '.join(known) or 'none (the data gives no category)'}."
+            )
+        return [pair for pair in data.defence if pair.category in wanted]
 
     def _trainer(
         self,

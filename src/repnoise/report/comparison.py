@@ -198,7 +198,7 @@ def cost_of(model: Model) -> dict[str, Any]:
         "steps": steps,
         "seconds": seconds,
         "examples": steps * batch * accumulated if steps else None,
-        "pairs": _rows_of(sets.get("defence")),
+        "pairs": arguments.get("pairs") or _rows_of(sets.get("defence")),
         "retain": _rows_of(sets.get("retain")),
     }
 
