@@ -45,6 +45,29 @@ def same(model: Any, other: Any) -> bool:
     return all(torch.allclose(p, q, atol=1e-6) for p, q in zip(model.parameters(), other.parameters(), strict=True))
 
 
+def test_its_loss_is_that_of_the_harmful_answer_and_trains_the_adapter_only(
+    make_model: Callable[..., PreTrainedModel],
+) -> None:
+    """arXiv 2311.02105, eq. 2: min over the vector of -log p(harmful answer | prompt, weights + vector)."""
+    objective = DEFENCES.build("security-vectors", {"rank": 2, "dropout": 0.0})
+    assert objective.vector is not None
+    model = add_lora(make_model("llama"), **objective.vector)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    ids = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
+    labels = torch.tensor([[-100, -100, 7, 8], [-100, 10, 11, 12]])
+    stream = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+    loss = objective.terms(model, {"harmful": stream})["harmful"]
+    logs = model(ids).logits.log_softmax(-1)
+    by_hand = -sum(logs[b, t - 1, ids[b, t]] for b, t in ((0, 2), (0, 3), (1, 1), (1, 2), (1, 3))) / 5
+    assert torch.allclose(loss, by_hand, rtol=1e-5)
+    loss.backward()
+    assert {name for name, p in model.named_parameters() if p.grad is not None} == {
+        name for name, _ in model.named_parameters() if "lora_" in name
+    }
+
+
 def test_it_is_there_inside_and_gone_outside(vectored: tuple[PreTrainedModel, PreTrainedModel], tmp_path: Path) -> None:
     plain, merged = vectored
     model = load_model(tmp_path)
