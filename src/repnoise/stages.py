@@ -117,7 +117,7 @@ class Study:
     def load(self, target: Target) -> Any:
         """The target's weights, checked against the tokenizer."""
         if target.random:
-            model: Any = random_model(target.source, seed=self.recipe.seed)
+            model: Any = random_model(target.source, seed=self.recipe.seed, dtype=self.recipe.dtype)
         else:
             model = load_model(target.source, dtype=self.recipe.dtype)
         check_fits(model, self.tokenizer)
