@@ -25,10 +25,13 @@ from .evaluations import EVALUATIONS, Evaluation
 from .models import (
     add_lora,
     anatomy,
+    check_4bit,
     check_fits,
+    check_source,
     load_model,
     load_tokenizer,
     merge,
+    merge_into,
     model_fingerprint,
     random_model,
     save_model,
@@ -112,12 +115,12 @@ class Study:
             load_model(source)  # says more about what is wrong with the folder
             raise
 
-    def load(self, target: Target) -> Any:
-        """The target's weights, checked against the tokenizer."""
+    def load(self, target: Target, **options: Any) -> Any:
+        """The target's weights, checked against the tokenizer. `options` of `load_model` win over the recipe."""
         if target.random:
             model: Any = random_model(target.source, seed=self.recipe.seed)
         else:
-            model = load_model(target.source, dtype=self.recipe.dtype)
+            model = load_model(target.source, **{"dtype": self.recipe.dtype, **options})
         check_fits(model, self.tokenizer)
         anatomy(model)  # an unknown family is refused here, before any work
         context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
@@ -163,6 +166,13 @@ class Study:
 
     # -- stages
 
+    def check_defence(self) -> None:
+        """Raise now where `defend` would only after the undefended model and the controls were measured."""
+        if self.recipe.defended is not None:
+            check_source(self.recipe.defended)
+        elif self.recipe.defence.load_in_4bit and not (target := self.defended()).run.is_done(target.hash):
+            check_4bit(self.source)
+
     def defend(self) -> Target:
         """Train the defence; a finished one is kept, an interrupted one goes on from its checkpoint.
 
@@ -187,32 +197,35 @@ class Study:
             recipe=dump(recipe),
         ):
             self.say(f"defence {recipe.defence.name}: training")
-            objective: Objective = DEFENCES.build(recipe.defence.name, recipe.defence.options)
-            set_seed(recipe.seed)
-            model = self.load(self.base())
-            if recipe.defence.dtype is not None:
-                model = model.to(getattr(torch, recipe.defence.dtype))
-            if recipe.defence.lora_rank is not None:
-                model = add_lora(model, recipe.defence.lora_rank)
-            values = {"seed": recipe.seed, **DEFENCE_DEFAULTS, **recipe.defence.train}
             checkpoints = target.run.path / "checkpoints"
-            trainer = self._trainer(
-                model,
-                objective,
-                values,
-                checkpoints,
-                target.run,
-                self.data.defence,
-                "defence.train",
-                self.data.retain,
-            )
             with disk_guard(target.run.path):
-                train(trainer)
-                self._save(target.run, merge(trainer.model) if recipe.defence.lora_rank else trainer.model)
+                self._save(target.run, self._trained(target.run, checkpoints))
             shutil.rmtree(checkpoints, ignore_errors=True)
             target.run.finish(model={"fingerprint": model_fingerprint(target.run.path / "model")})
         self.evaluate(target, "defend")
         return target
+
+    def _trained(self, run: Run, checkpoints: Path) -> Any:
+        """The plain model that the recipe's defence makes of the base."""
+        recipe, config = self.recipe, self.recipe.defence
+        objective: Objective = DEFENCES.build(config.name, config.options)
+        set_seed(recipe.seed)
+        if config.load_in_4bit:
+            model = self.load(self.base(), dtype=config.dtype or recipe.dtype, load_in_4bit=True)
+        else:
+            model = self.load(self.base())
+            if config.dtype is not None:
+                model = model.to(getattr(torch, config.dtype))
+        if config.lora_rank is not None:
+            model = add_lora(model, config.lora_rank)
+        values = {"seed": recipe.seed, **DEFENCE_DEFAULTS, **config.train}
+        trainer = self._trainer(
+            model, objective, values, checkpoints, run, self.data.defence, "defence.train", self.data.retain
+        )
+        train(trainer)
+        if config.load_in_4bit:  # on the CPU: what is trained in 4 bits may not fit the GPU whole
+            return merge_into(load_model(self.source, dtype=recipe.dtype), trainer.model)
+        return merge(trainer.model) if config.lora_rank is not None else trainer.model
 
     def evaluate(self, target: Target, stage: str) -> None:
         """Measure a model before any attack; what was measured with the same settings is kept."""
