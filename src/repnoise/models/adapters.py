@@ -193,6 +193,7 @@ def merge_into(original: PreTrainedModel, adapted: nn.Module) -> PreTrainedModel
         raise ModelError(f"The model carries no adapter to merge, got {type(adapted).__name__}.")
     config = copy.deepcopy(cast(Any, adapted).peft_config["default"])
     config.fan_in_fan_out = _transposed(original)  # the 4-bit layers of a GPT-2 are not
+    config.base_model_name_or_path = None  # else peft warns where the original comes from another place
     trained = dict(adapted.named_parameters())
     try:
         with _quiet(), torch.no_grad():

@@ -206,9 +206,7 @@ def check_4bit(source: str | Path, *, revision: str | None = None) -> None:
         MissingExtraError: bitsandbytes is not installed.
         ModelError: `source` is a GGUF, an adapter, or quantised already.
     """
-    place = _locate(source)
-    _check_weights(place)
-    _packing(source, place, "auto", revision)
+    _packing(source, _locate(source), "auto", revision)
 
 
 def _packing(source: str | Path, place: _Place, dtype: str | torch.dtype, revision: str | None) -> dict[str, Any]:
@@ -219,6 +217,7 @@ def _packing(source: str | Path, place: _Place, dtype: str | torch.dtype, revisi
             f"{source} is {'an adapter' if place.gguf is None else 'a GGUF'}; only a whole model of dense safetensors "
             f"is loaded in 4 bits.\nNext step: repnoise convert {source} FOLDER, and give FOLDER."
         )
+    _check_weights(place)
     with _explained(place):
         config = AutoConfig.from_pretrained(place.where, revision=revision or "main", trust_remote_code=False)
     if getattr(config, "quantization_config", None) is not None:
