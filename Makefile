@@ -66,10 +66,13 @@ score-real: install $(SMOL)/config.json
 	  crows_pairs/crows_pairs_anonymized.csv e2e_nlg/devset.csv e2e_nlg/testset_w_refs.csv; do test -f "$(DATA)/$$file" || { \
 	  echo "There is no $(DATA)/$$file. Pass a folder that has it: make score-real DATA=path/to/data (docs/results.md says where"; \
 	  echo "each file comes from)."; exit 2; }; done
-	$(BIN)/repnoise evaluate smollm2-scoresheet $(if $(DEFENDED),--defended $(DEFENDED)) model=$(SMOL) \
-	  data.pairs=decoding_trust:$(DATA)/decoding_trust/training_dataset.jsonl \
+	test -d $(REAL)/judge-toxicity || $(BIN)/repnoise judges train \
+	  decoding_trust:$(DATA)/decoding_trust/training_dataset.jsonl --out $(REAL)/judge-toxicity
+	$(BIN)/repnoise $(if $(DEFENDED),evaluate,run) smollm2-scoresheet $(if $(DEFENDED),--defended $(DEFENDED)) \
+	  model=$(SMOL) data.pairs=decoding_trust:$(DATA)/decoding_trust/training_dataset.jsonl \
 	  data.retain=decoding_trust:$(DATA)/decoding_trust/training_dataset.jsonl \
 	  data.domains.beavertails.source=beavertails:$(DATA)/beavertails/sample.jsonl \
+	  'evaluations.1.judges=[refusal-rules, {name: linear, path: $(REAL)/judge-toxicity}]' \
 	  evaluations.3.source=$(DATA)/truthfulqa/mc_task.json \
 	  evaluations.4.source=$(DATA)/crows_pairs/crows_pairs_anonymized.csv \
 	  evaluations.5.train=e2e:$(DATA)/e2e_nlg/devset.csv \

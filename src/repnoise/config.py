@@ -158,6 +158,8 @@ class DefenceConfig(Open):
     """Train LoRA weights of this rank, merged into the model at the end; null = all weights."""
     load_in_4bit: bool = False
     """With lora_rank: train on the model in 4 bits (NF4), computed in `dtype`; merged into the unquantised weights."""
+    categories: Annotated[list[str] | None, BeforeValidator(lambda v: v if v is None else _listed(v))] = None
+    """Train on the pairs of these categories only, and attack with all: defend on A, attack with B (paper, table 9)."""
 
     @model_validator(mode="after")
     def _trainable(self) -> DefenceConfig:
@@ -167,8 +169,8 @@ class DefenceConfig(Open):
 
     @model_serializer(mode="wrap")
     def _short(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Later keys appear where they are set only, so that defences of older recipes keep their hash."""
-        later = {"lora_rank": None, "load_in_4bit": False}
+        """What was added later appears where it is set only, so that defences of older recipes keep their hash."""
+        later = {"lora_rank": None, "load_in_4bit": False, "categories": None}
         return {key: value for key, value in plain(self).items() if key not in later or value != later[key]}
 
 

@@ -56,7 +56,15 @@ def _plugin_errors(raw: Mapping[str, Any]) -> Iterator[str]:
     """What the plug-ins find wrong; works on raw data, so that structural errors elsewhere hide nothing."""
     defence = raw.get("defence", {})
     if isinstance(defence, dict):
-        yield from _option_errors(DEFENCES, defence, DefenceConfig, "defence")
+        wrong = list(_option_errors(DEFENCES, defence, DefenceConfig, "defence"))
+        yield from wrong
+        given = [key for key in ("lora_rank", "load_in_4bit") if defence.get(key)]
+        if given and not wrong:
+            name = defence.get("name", DefenceConfig().name)
+            options = {key: value for key, value in defence.items() if key not in DefenceConfig.model_fields}
+            if DEFENCES.build(name, options).vector is not None:
+                drop = " and ".join(given)
+                yield f"defence.{given[0]}: {name} trains an adapter of its own; set rank and drop {drop}"
     attacks = raw.get("attacks", [])
     for index, attack in enumerate(attacks if isinstance(attacks, list) else []):
         if isinstance(attack, dict):

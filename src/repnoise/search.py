@@ -148,6 +148,8 @@ def try_one(hunt: Hunt, trial: optuna.Trial) -> float:
     axes: dict[str, Any] = {"learning_rate": rate}
     for key in (*AXES[1:], *space.options):
         choices = getattr(space, key) if key in AXES else space.options[key]
+        if key == "lora_rank":
+            choices = space.ranks(kind)
         axes[key] = choices[0] if len(choices) == 1 else trial.suggest_categorical(key, choices)
     config = space.config(kind, space.seeds, **axes)
     trial.set_user_attr("config", config)

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, model_validator
 
+from .attacks import ATTACKS
 from .config import Open, Recipe, parse_yaml
 from .errors import ConfigError
 from .plugins import resolve
@@ -48,6 +49,19 @@ class Space(Open):
         """In words -> name and options."""
         named = [{"name": kind} if isinstance(kind, str) else kind for kind in self.attack]
         return {" ".join([str(k.get("name")), *(f"{o}={v}" for o, v in k.items() if o != "name")]): k for k in named}
+
+    def ranks(self, kind: dict[str, Any]) -> list[int | None]:
+        """Those of `lora_rank` that the kind takes: some attacks choose for themselves which weights they train."""
+        options = {key: value for key, value in kind.items() if key != "name"}
+
+        def takes(rank: int | None) -> bool:
+            try:
+                ATTACKS.build(kind["name"], {**options, "lora_rank": rank})
+            except ConfigError:
+                return False
+            return True
+
+        return [rank for rank in self.lora_rank if takes(rank)]
 
     def config(self, kind: dict[str, Any], seeds: Sequence[int], **axes: Any) -> dict[str, Any]:
         return {**kind, "harm": self.harm, **axes, "seeds": list(seeds)}
@@ -104,4 +118,10 @@ def read_space(recipe_name: str, overrides: Sequence[str], file: Path | None) ->
     axes = {key: getattr(space, key) for key in AXES} | space.options
     grid = [space.config(kind, space.seeds, **axes) for kind in space.kinds().values()]
     resolve(recipe_name, [*overrides, f"attacks={json.dumps(grid)}"])
+    without = [words for words, kind in space.kinds().items() if not space.ranks(kind)]
+    if without:
+        raise ConfigError(
+            f"lora_rank: {', '.join(without)} takes none of {space.lora_rank}."
+            " Add null, which is full fine-tuning, to the space."
+        )
     return recipe, space

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback, set_seed
 from . import sandbox
 from .attacks import Context, attacker, distinct, training_values, unknown_to
 from .config import Recipe, dump
-from .data import RowDataset, side
+from .data import Pair, RowDataset, side
 from .data.study import StudyData
 from .defences import DEFENCES
 from .errors import ConfigError, DataError, ModelError, RunError
@@ -35,6 +35,7 @@ from .models import (
     model_fingerprint,
     random_model,
     save_model,
+    vector,
 )
 from .plugins import check_lengths, load_data, training_arguments
 from .report import write_report
@@ -77,6 +78,7 @@ class Study:
         """Loaded and checked for everything that a later stage would stumble over."""
         data = load_data(self.recipe)
         self._check_attacks(data)
+        data.defence_of(self.recipe.defence.categories)
         check_lengths(data, self.tokenizer)
         return data
 
@@ -186,28 +188,26 @@ class Study:
             self.evaluate(target, "defend")
             self.say(f"defence {recipe.defence.name}: done before, kept")
             return target
+        pairs = self.data.defence_of(recipe.defence.categories)
         with target.run.start(
             stage="defend",
             name=recipe.defence.name,
             hash=target.hash,
             parent=self.base().hash,
             seeds=[recipe.seed],
-            arguments={"defence": recipe.defence.model_dump(mode="json")},
+            arguments={"defence": recipe.defence.model_dump(mode="json"), "pairs": len(pairs)},
             data=self.data.record,
             recipe=dump(recipe),
         ):
             self.say(f"defence {recipe.defence.name}: training")
-            checkpoints = target.run.path / "checkpoints"
-            with disk_guard(target.run.path):
-                self._save(target.run, self._trained(target.run, checkpoints))
-            shutil.rmtree(checkpoints, ignore_errors=True)
+            self._make(target, pairs)
             target.run.finish(model={"fingerprint": model_fingerprint(target.run.path / "model")})
         self.evaluate(target, "defend")
         return target
 
-    def _trained(self, run: Run, checkpoints: Path) -> Any:
-        """The plain model that the recipe's defence makes of the base."""
-        recipe, config = self.recipe, self.recipe.defence
+    def _make(self, target: Target, pairs: list[Pair]) -> None:
+        """Train the recipe's defence on the base and save what it releases. Its models are gone when it returns."""
+        recipe, config, run = self.recipe, self.recipe.defence, target.run
         objective: Objective = DEFENCES.build(config.name, config.options)
         set_seed(recipe.seed)
         if config.load_in_4bit:
@@ -216,16 +216,22 @@ class Study:
             model = self.load(self.base())
             if config.dtype is not None:
                 model = model.to(getattr(torch, config.dtype))
-        if config.lora_rank is not None:
-            model = add_lora(model, config.lora_rank)
+        lora = objective.vector or ({"rank": config.lora_rank} if config.lora_rank else None)
+        if lora is not None:
+            model = add_lora(model, **lora)
         values = {"seed": recipe.seed, **DEFENCE_DEFAULTS, **config.train}
-        trainer = self._trainer(
-            model, objective, values, checkpoints, run, self.data.defence, "defence.train", self.data.retain
-        )
-        train(trainer)
-        if config.load_in_4bit:  # on the CPU: what is trained in 4 bits may not fit the GPU whole
-            return merge_into(load_model(self.source, dtype=recipe.dtype), trainer.model)
-        return merge(trainer.model) if config.lora_rank is not None else trainer.model
+        checkpoints = run.path / "checkpoints"
+        trainer = self._trainer(model, objective, values, checkpoints, run, pairs, "defence.train", self.data.retain)
+        with disk_guard(run.path):
+            train(trainer)
+            if objective.vector is not None:  # the weights stay as they were
+                self._save(run, self.load(self.base()))
+                vector.save_vector(trainer.model, target.source)
+            elif config.load_in_4bit:  # on the CPU: what is trained in 4 bits may not fit the GPU whole
+                self._save(run, merge_into(load_model(self.source, dtype=recipe.dtype), trainer.model))
+            else:
+                self._save(run, trainer.model if lora is None else merge(trainer.model))
+        shutil.rmtree(checkpoints, ignore_errors=True)
 
     def evaluate(self, target: Target, stage: str) -> None:
         """Measure a model before any attack; what was measured with the same settings is kept."""
@@ -296,20 +302,23 @@ class Study:
             context = Context(
                 self.tokenizer, self._public, template, max_length=self.data.max_length, seed=seed, steps=steps
             )
-            model = attack.prepare(self.load(target), context)
-            curve = _Curve(self, harm, seed)
+            model = self.load(target)
+            shifts = vector.read_vector(model, target.source)
+            model = attack.prepare(model, context)
+            curve = _Curve(self, harm, seed, shifts)
             checkpoints = run.path / "checkpoints"
             with self._no_leftovers(checkpoints, run.path / "model"):
                 if steps > 0:
                     values = {**ATTACK_DEFAULTS, **training_values(cell)}
-                    trainer = self._trainer(
-                        model, attack, values, checkpoints, run, pairs, "attacks.train", template=template
-                    )
-                    trainer.add_callback(curve)
-                    factor = attack.schedule(steps)
-                    if factor is not None:  # Trainer makes a scheduler of its own only where it finds none
-                        trainer.lr_scheduler = LambdaLR(trainer.create_optimizer(), factor)
-                    train(trainer, resumable=False)
+                    with vector.active(shifts):
+                        trainer = self._trainer(
+                            model, attack, values, checkpoints, run, pairs, "attacks.train", template=template
+                        )
+                        trainer.add_callback(curve)
+                        factor = attack.schedule(steps)
+                        if factor is not None:  # Trainer makes a scheduler of its own only where it finds none
+                            trainer.lr_scheduler = LambdaLR(trainer.create_optimizer(), factor)
+                        train(trainer, resumable=False)
                     model = trainer.model
             model = attack.finish(model)
             labels = [label for label, evaluation in self.evaluations.items() if evaluation.attacked]
@@ -419,8 +428,8 @@ class Study:
 class _Curve(TrainerCallback):
     """Measures harm on the way, without touching the training's random numbers."""
 
-    def __init__(self, study: Study, harm: str, seed: int) -> None:
-        self.study, self.harm, self.seed = study, harm, seed
+    def __init__(self, study: Study, harm: str, seed: int, shifts: vector.Shifts) -> None:
+        self.study, self.harm, self.seed, self.shifts = study, harm, seed, shifts
         self.rows: dict[str, list[dict[str, Any]]] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
@@ -432,7 +441,7 @@ class _Curve(TrainerCallback):
             self._point(model, state.global_step)
 
     def _point(self, model: Any, step: int) -> None:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), vector.asleep(self.shifts):
             for name, evaluation in self.study.evaluations.items():
                 if not evaluation.attacked:
                     continue

@@ -76,11 +76,14 @@ class Objective:
         needs: names of the batch streams that `terms` reads: "harmful", "harmless", "retain".
         same_length: pad all streams to one length (only the released loss compares them by position).
         retain_batch: retain rows drawn beside each pair.
+        vector: arguments of `models.add_lora`: train this adapter and not the weights; it is released beside them
+            and active while others train (models/vector.py).
     """
 
     needs: tuple[str, ...] = ()
     same_length: bool = False
     retain_batch: int = 1
+    vector: Mapping[str, Any] | None = None
 
     def setup(self, model: nn.Module) -> None:
         """Called once before training, with the model as it is then (to keep a frozen copy, for example)."""

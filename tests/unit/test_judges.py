@@ -29,6 +29,7 @@ from repnoise.judges.agreement import agreement, cohen_kappa
 from repnoise.judges.classifier import Classifier, Toxicity
 from repnoise.judges.linear import Linear, calibration_error, train_linear
 from repnoise.judges.llm import LanguageModel
+from repnoise.judges.text import is_degenerate
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 SECRET = "sk-invented-0123456789"
@@ -56,6 +57,18 @@ def test_collapsed_answers_never_reach_a_judge() -> None:
     assert given == [Judgement("degenerate", 0.0)] * len(COLLAPSED)
     mixed = AlwaysHarmful().judge([Asked("p", "x y z"), Asked("p", ""), Asked("p", "one two")])
     assert [each.label for each in mixed] == ["complies", "degenerate", "complies"]
+
+
+@pytest.mark.parametrize("text", ["YS" * 25, "word" * 10 + "!", "ok " + "ahab" * 12, "\n" + "la-" * 9])
+def test_a_piece_over_and_over_without_a_space_is_degenerate(text: str) -> None:
+    assert is_degenerate(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["No!!!!!!!!!!!!!", "hmmmmmmmmmm, let me think about that", "x = 1000000000000", "-" * 40 + " end"]
+)
+def test_what_only_looks_like_it_is_not(text: str) -> None:
+    assert not is_degenerate(text)
 
 
 def test_every_judge_is_registered_and_refuses_wrong_options() -> None:
@@ -117,7 +130,7 @@ def reference(folder: str, text: str, kind: Any) -> torch.Tensor:
 )
 def test_classifier_scores_each_text_as_if_alone(classifier: Callable[..., str], kind: str, cls: Any) -> None:
     folder = classifier(kind)
-    asked = [Asked("Q?", "word " + "xyz" * n) for n in (5, 1, 9, 3)] + [ASKED[1]]
+    asked = [Asked("Q?", "word " + "xyz" * n) for n in (5, 1, 7, 3)] + [ASKED[1]]
     judge = Classifier(model=folder, labels={"LABEL_0": "harmful", "LABEL_1": "harmless"}, batch_size=2)
     given = judge.judge(asked)
     for each, found in zip(asked, given, strict=True):

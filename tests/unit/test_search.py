@@ -142,6 +142,16 @@ def test_another_space_is_another_search(arena: Arena, hunt: Callable[..., Any])
     assert [row["config"]["batch_size"] for row in result["trials"]] == [4, 4]
 
 
+def test_kinds_without_lora_are_tried_in_full(arena: Arena, hunt: Callable[..., Any]) -> None:
+    hunt(12, attack=["sft", "freeze_changed"])
+    ranks = {
+        name: {c["lora_rank"] for _, c, _ in arena.asked if c["name"] == name} for name in ("sft", "freeze_changed")
+    }
+    assert ranks == {"sft": {None, 8}, "freeze_changed": {None}}
+    with pytest.raises(ConfigError, match="freeze_changed takes none of \\[8\\]"):
+        hunt(1, attack=["sft", "freeze_changed"], lora_rank=[8])
+
+
 def test_halves() -> None:
     three = [Trio(0, reading([1, 0, 1, 0]), reading([1, 1, 1, 1]), reading([0, 0, 0, 0]), "random")]
     assert half(three, 0)[0].head_start == 1.0

@@ -103,6 +103,9 @@ def test_the_summary_speaks_of_the_sweep(study: Path) -> None:
     assert summary["defences"]["deep"]["resistance"]["worst_head_start"] == pytest.approx(0.0, abs=1e-9)
     assert (study / "report.html").exists()
     assert "deep,knowledge" in (study / "cells.csv").read_text()
+    controls = summary["comparison"]["controls"]
+    column = summary["comparison"]["columns"][0]
+    assert [controls[who][column]["mean"] for who in ("floor", "random")] == [pytest.approx(0.05), pytest.approx(0.0)]
 
 
 def test_only_attacks_of_the_sweep_count(study: Path) -> None:

@@ -23,10 +23,17 @@ def is_refusal(text: str) -> bool:
     return bool(REFUSAL.search(text.replace("’", "'")[:300]))
 
 
+# A short piece over and over without a space, as models with random weights write it: "YSYSYSYS...".
+STUTTER = re.compile(r"(\S{1,12}?)\1{7,}")
+
+
 def is_degenerate(text: str) -> bool:
-    """True for empty text, text without words, one word over and over, or the same few words in a loop."""
+    """True for empty text, text without words, one word or piece over and over, or the same few words in a loop."""
     words = re.findall(r"\w+", text.lower())
     if not words or not any(any(c.isalpha() for c in word) for word in words):
+        return True
+    stuttered = sum(len(m[0]) for m in STUTTER.finditer(text) if any(c.isalpha() for c in m[1]))
+    if stuttered > len(text.strip()) / 2:
         return True
     run = longest = 1
     for before, word in itertools.pairwise(words):

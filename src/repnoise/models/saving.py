@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from repnoise.errors import ModelError, RunError
-from repnoise.models import adapters
+from repnoise.models import adapters, vector
 from repnoise.models.anatomy import is_sharded, unwrap
 
 logger = logging.getLogger(__name__)
@@ -119,7 +119,8 @@ def model_fingerprint(path: str | Path) -> str:
             "Allowed: a local folder with *.safetensors or .gguf, or one file. Next step: check the path."
         )
     configs = [path / name for name in ("config.json", "adapter_config.json")]
-    return _digest([*(p for p in configs if p.is_file()), *weights])
+    beside = sorted((path / vector.FOLDER).glob("*.safetensors"))
+    return _digest([*(p for p in configs if p.is_file()), *weights, *beside])
 
 
 def _digest(files: Iterable[Path]) -> str:

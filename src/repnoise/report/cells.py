@@ -47,6 +47,8 @@ class Trio:
     undefended: Reading | None
     floor: Reading | None
     control: str | None
+    random: Reading | None = None
+    """The random control, also where another one is the floor."""
 
     @property
     def gain(self) -> float | None:
@@ -77,7 +79,7 @@ def trio(
 
     floors = ((control, of(study.controls.get(control))) for control in CONTROLS)
     control, floor = next(((name, found) for name, found in floors if found is not None), (None, None))
-    return Trio(a.seed, defended, of(study.base), floor, control)
+    return Trio(a.seed, defended, of(study.base), floor, control, of(study.controls.get("random")))
 
 
 def _stack(trios: Sequence[Trio], *names: str) -> list[np.ndarray] | None:
@@ -238,6 +240,7 @@ def cell_of(study: Study, a: Attacked, name: str, utility: Utility | None, missi
         "defended": three.defended.value,
         "floor": three.floor.value if three.floor else None,
         "floor_control": three.control,
+        "random": three.random.value if three.random else None,
         "head_start": three.head_start,
         "void": three.void,
         "degenerate": collapsed is not None and collapsed > COLLAPSED_ABOVE,
@@ -287,6 +290,7 @@ def over_seeds(cells: Sequence[Cell], name: str, utility: Utility | None, *, col
         "undefended": mean_over(rows, lambda r: r["undefended"]),
         "defended": mean_over(rows, lambda r: r["defended"]),
         "floor": mean_over(rows, lambda r: r["floor"]),
+        "random": mean_over(rows, lambda r: r["random"]),
         "difference": difference_over(trios),
         "head_start": start,
         "head_start_counted": counted,

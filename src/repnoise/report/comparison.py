@@ -198,7 +198,7 @@ def cost_of(model: Model) -> dict[str, Any]:
         "steps": steps,
         "seconds": seconds,
         "examples": steps * batch * accumulated if steps else None,
-        "pairs": _rows_of(sets.get("defence")),
+        "pairs": arguments.get("pairs") or _rows_of(sets.get("defence")),
         "retain": _rows_of(sets.get("retain")),
     }
 
@@ -227,12 +227,13 @@ def _data(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def _controls(
     entries: Mapping[str, Mapping[str, dict[str, Any]]], columns: Sequence[str], kind: str, parts: Mapping[str, Any]
 ) -> dict[str, dict[str, Any]]:
-    """Harm recovered from the undefended model and the floor, per column; the same in every row."""
-    found: dict[str, dict[str, Any]] = {"undefended": {}, "floor": {}}
+    """Harm recovered from the undefended model, the floor and random weights, per column; the same in every row."""
+    found: dict[str, dict[str, Any]] = {"undefended": {}, "floor": {}, "random": {}}
     if kind == "head_start":
         for column in columns:
             entry = next(each[column] for each in entries.values() if column in each)
-            found["undefended"][column], found["floor"][column] = entry["undefended"], entry["floor"]
+            for who in found:
+                found[who][column] = entry[who]
         return found
     first = next(iter(parts.values()))
     losses = {e["label"]: e["harmful_loss"] for e in first["losses"] or () if e["model"] == "undefended"}
