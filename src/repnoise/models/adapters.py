@@ -192,8 +192,8 @@ def merge_into(original: PreTrainedModel, adapted: nn.Module) -> PreTrainedModel
     if not is_adapted(adapted):
         raise ModelError(f"The model carries no adapter to merge, got {type(adapted).__name__}.")
     config = copy.deepcopy(cast(Any, adapted).peft_config["default"])
-    config.fan_in_fan_out = _transposed(original)  # the 4-bit layers of a GPT-2 are not
-    config.base_model_name_or_path = None  # else peft warns where the original comes from another place
+    # else peft warns: the 4-bit layers of a GPT-2 are not transposed, and the original may come from another place
+    config.fan_in_fan_out, config.base_model_name_or_path = _transposed(original), None
     trained = dict(adapted.named_parameters())
     try:
         with _quiet(), torch.no_grad():
