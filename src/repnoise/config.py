@@ -156,15 +156,22 @@ class DefenceConfig(Open):
     dtype: Literal["float32", "bfloat16"] | None = None
     lora_rank: Count | None = None
     """Train LoRA weights of this rank, merged into the model at the end; null = all weights."""
+    load_in_4bit: bool = False
+    """With lora_rank: train on the model in 4 bits (NF4), computed in `dtype`; merged into the unquantised weights."""
     categories: Annotated[list[str] | None, BeforeValidator(lambda v: v if v is None else _listed(v))] = None
     """Train on the pairs of these categories only, and attack with all: defend on A, attack with B (paper, table 9)."""
+
+    @model_validator(mode="after")
+    def _trainable(self) -> DefenceConfig:
+        if self.load_in_4bit and self.lora_rank is None:
+            raise ValueError("load_in_4bit needs lora_rank, for example 16: weights in 4 bits cannot be trained")
+        return self
 
     @model_serializer(mode="wrap")
     def _short(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """What was added later appears where it is set only, so that defences of older recipes keep their hash."""
-        found = plain(self)
-        later = ("lora_rank", "categories")
-        return {key: value for key, value in found.items() if key not in later or value is not None}
+        later = {"lora_rank": None, "load_in_4bit": False, "categories": None}
+        return {key: value for key, value in plain(self).items() if key not in later or value != later[key]}
 
 
 def _axis(value: Any) -> Any:

@@ -11,7 +11,6 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from .config import Recipe
-from .models import check_source
 from .plugins import resolve
 from .stages import Say, Study, Target
 from .workers import Failures, in_processes, progress_bar
@@ -35,8 +34,8 @@ def measure_all(study: Study, *, defended: bool = True) -> None:
     """Measure the undefended model, the controls and (unless told otherwise) the defended one before any attack;
     the defence is trained if it was not.
     """
-    if study.recipe.defended is not None:
-        check_source(study.recipe.defended)  # now, and not after the others were measured
+    if defended:
+        study.check_defence()
     study.evaluate(study.base(), "base")
     for control in study.controls():
         study.evaluate(control, "control")

@@ -58,10 +58,13 @@ def _plugin_errors(raw: Mapping[str, Any]) -> Iterator[str]:
     if isinstance(defence, dict):
         wrong = list(_option_errors(DEFENCES, defence, DefenceConfig, "defence"))
         yield from wrong
-        if not wrong and defence.get("lora_rank") is not None:
-            config = DefenceConfig.model_validate(defence)
-            if DEFENCES.build(config.name, config.options).vector is not None:
-                yield f"defence.lora_rank: {config.name} trains an adapter of its own; set rank and drop lora_rank"
+        given = [key for key in ("lora_rank", "load_in_4bit") if defence.get(key)]
+        if given and not wrong:
+            name = defence.get("name", DefenceConfig().name)
+            options = {key: value for key, value in defence.items() if key not in DefenceConfig.model_fields}
+            if DEFENCES.build(name, options).vector is not None:
+                drop = " and ".join(given)
+                yield f"defence.{given[0]}: {name} trains an adapter of its own; set rank and drop {drop}"
     attacks = raw.get("attacks", [])
     for index, attack in enumerate(attacks if isinstance(attacks, list) else []):
         if isinstance(attack, dict):

@@ -25,10 +25,13 @@ from .evaluations import EVALUATIONS, Evaluation
 from .models import (
     add_lora,
     anatomy,
+    check_4bit,
     check_fits,
+    check_source,
     load_model,
     load_tokenizer,
     merge,
+    merge_into,
     model_fingerprint,
     random_model,
     save_model,
@@ -75,7 +78,7 @@ class Study:
         """Loaded and checked for everything that a later stage would stumble over."""
         data = load_data(self.recipe)
         self._check_attacks(data)
-        self._pairs_of_defence(data)
+        data.defence_of(self.recipe.defence.categories)
         check_lengths(data, self.tokenizer)
         return data
 
@@ -114,12 +117,12 @@ class Study:
             load_model(source)  # says more about what is wrong with the folder
             raise
 
-    def load(self, target: Target) -> Any:
-        """The target's weights, checked against the tokenizer."""
+    def load(self, target: Target, **options: Any) -> Any:
+        """The target's weights, checked against the tokenizer. `options` of `load_model` win over the recipe."""
         if target.random:
             model: Any = random_model(target.source, seed=self.recipe.seed, dtype=self.recipe.dtype)
         else:
-            model = load_model(target.source, dtype=self.recipe.dtype)
+            model = load_model(target.source, **{"dtype": self.recipe.dtype, **options})
         check_fits(model, self.tokenizer)
         anatomy(model)  # an unknown family is refused here, before any work
         context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
@@ -165,6 +168,13 @@ class Study:
 
     # -- stages
 
+    def check_defence(self) -> None:
+        """Raise now where `defend` would only after the undefended model and the controls were measured."""
+        if self.recipe.defended is not None:
+            check_source(self.recipe.defended)
+        elif self.recipe.defence.load_in_4bit and not (target := self.defended()).run.is_done(target.hash):
+            check_4bit(self.source)
+
     def defend(self) -> Target:
         """Train the defence; a finished one is kept, an interrupted one goes on from its checkpoint.
 
@@ -178,7 +188,7 @@ class Study:
             self.evaluate(target, "defend")
             self.say(f"defence {recipe.defence.name}: done before, kept")
             return target
-        pairs = self._pairs_of_defence(self.data)
+        pairs = self.data.defence_of(recipe.defence.categories)
         with target.run.start(
             stage="defend",
             name=recipe.defence.name,
@@ -190,37 +200,38 @@ class Study:
             recipe=dump(recipe),
         ):
             self.say(f"defence {recipe.defence.name}: training")
-            objective: Objective = DEFENCES.build(recipe.defence.name, recipe.defence.options)
-            set_seed(recipe.seed)
-            model = self.load(self.base())
-            if recipe.defence.dtype is not None:
-                model = model.to(getattr(torch, recipe.defence.dtype))
-            lora = objective.vector or ({"rank": recipe.defence.lora_rank} if recipe.defence.lora_rank else None)
-            if lora is not None:
-                model = add_lora(model, **lora)
-            values = {"seed": recipe.seed, **DEFENCE_DEFAULTS, **recipe.defence.train}
-            checkpoints = target.run.path / "checkpoints"
-            trainer = self._trainer(
-                model,
-                objective,
-                values,
-                checkpoints,
-                target.run,
-                pairs,
-                "defence.train",
-                self.data.retain,
-            )
-            with disk_guard(target.run.path):
-                train(trainer)
-                if objective.vector is not None:  # the weights stay as they were
-                    self._save(target.run, self.load(self.base()))
-                    vector.save_vector(trainer.model, target.source)
-                else:
-                    self._save(target.run, trainer.model if lora is None else merge(trainer.model))
-            shutil.rmtree(checkpoints, ignore_errors=True)
+            self._make(target, pairs)
             target.run.finish(model={"fingerprint": model_fingerprint(target.run.path / "model")})
         self.evaluate(target, "defend")
         return target
+
+    def _make(self, target: Target, pairs: list[Pair]) -> None:
+        """Train the recipe's defence on the base and save what it releases. Its models are gone when it returns."""
+        recipe, config, run = self.recipe, self.recipe.defence, target.run
+        objective: Objective = DEFENCES.build(config.name, config.options)
+        set_seed(recipe.seed)
+        if config.load_in_4bit:
+            model = self.load(self.base(), dtype=config.dtype or recipe.dtype, load_in_4bit=True)
+        else:
+            model = self.load(self.base())
+            if config.dtype is not None:
+                model = model.to(getattr(torch, config.dtype))
+        lora = objective.vector or ({"rank": config.lora_rank} if config.lora_rank else None)
+        if lora is not None:
+            model = add_lora(model, **lora)
+        values = {"seed": recipe.seed, **DEFENCE_DEFAULTS, **config.train}
+        checkpoints = run.path / "checkpoints"
+        trainer = self._trainer(model, objective, values, checkpoints, run, pairs, "defence.train", self.data.retain)
+        with disk_guard(run.path):
+            train(trainer)
+            if objective.vector is not None:  # the weights stay as they were
+                self._save(run, self.load(self.base()))
+                vector.save_vector(trainer.model, target.source)
+            elif config.load_in_4bit:  # on the CPU: what is trained in 4 bits may not fit the GPU whole
+                self._save(run, merge_into(load_model(self.source, dtype=recipe.dtype), trainer.model))
+            else:
+                self._save(run, trainer.model if lora is None else merge(trainer.model))
+        shutil.rmtree(checkpoints, ignore_errors=True)
 
     def evaluate(self, target: Target, stage: str) -> None:
         """Measure a model before any attack; what was measured with the same settings is kept."""
@@ -348,20 +359,6 @@ class Study:
         return write_report(self.folder)
 
     # -- inside
-
-    def _pairs_of_defence(self, data: StudyData) -> list[Pair]:
-        """The defence's pairs, of its categories only where it names some."""
-        wanted = self.recipe.defence.categories
-        if wanted is None:
-            return data.defence
-        known = sorted({pair.category for pair in data.defence if pair.category is not None})
-        unknown = [category for category in wanted if category not in known]
-        if unknown or not wanted:
-            raise ConfigError(
-                f"defence.categories: {', '.join(unknown) or 'an empty list'} names no pair of the defence."
-                f" Categories there: {', '.join(known) or 'none (the data gives no category)'}."
-            )
-        return [pair for pair in data.defence if pair.category in wanted]
 
     def _trainer(
         self,

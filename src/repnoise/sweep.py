@@ -21,7 +21,6 @@ from transformers.utils import logging as transformers_logging
 
 from .config import dump
 from .errors import RunError
-from .models import check_source
 from .report.comparison import PLAN, write_comparison
 from .runs import SCHEMA, canonical_hash, folder_lock, write_json, write_yaml
 from .stages import Say, Study, Target
@@ -152,9 +151,8 @@ def run_sweep(
             them see the same `folder`.
     """
     arena = Arena(sweep, folder, say, quiet=quiet)
-    for recipe in sweep.recipes.values():
-        if recipe.defended is not None:
-            check_source(recipe.defended)  # now, and not after the others were measured
+    for study in arena.studies.values():
+        study.check_defence()
     if storage is not None:
         from .trials import check_url
 

@@ -12,9 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
+from transformers.utils import is_bitsandbytes_available
 from transformers.utils import logging as transformers_logging
 
 from repnoise.config import DefenceConfig, check_recipe, parse_yaml
+from repnoise.models import quantised
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -227,10 +229,21 @@ def test_a_tokenizer_without_pad_token_works_with_a_notice(
     assert "has no pad token" in caplog.text
 
 
-def test_a_defence_trained_as_lora_is_merged_at_the_end(finished: Any, cli: Callable[..., Any], tmp_path: Path) -> None:
+in_4_bits = pytest.param(
+    ("defence.load_in_4bit=true", "defence.dtype=bfloat16"),
+    marks=pytest.mark.skipif(not is_bitsandbytes_available(), reason="pip install 'repnoise[quantized]'"),
+    id="in 4 bits",
+)
+
+
+@pytest.mark.parametrize("more", [pytest.param((), id="dense"), in_4_bits])
+def test_a_defence_trained_as_lora_is_merged_at_the_end(
+    more: tuple[str, ...], finished: Any, cli: Callable[..., Any], tmp_path: Path
+) -> None:
     study, _ = finished
     out = tmp_path / "lora"
-    cli("defend", study.recipe, "defence.lora_rank=4", "--out", out)
+    answer = cli("defend", study.recipe, "defence.lora_rank=4", *more, "--out", out)
+    assert answer.code == 0, answer.err
     (path,) = out.glob("repnoise-*/model")
     assert not (path / "adapter_config.json").exists()
     before, after = (load_file(folder / "model.safetensors") for folder in (study.folder / "model", path))
@@ -245,3 +258,19 @@ def test_a_defence_trained_as_lora_is_merged_at_the_end(finished: Any, cli: Call
 def test_recipes_without_lora_keep_their_hash() -> None:
     assert "lora_rank" not in DefenceConfig().model_dump(mode="json")
     assert DefenceConfig(lora_rank=2).model_dump(mode="json")["lora_rank"] == 2
+    assert "load_in_4bit" not in DefenceConfig(lora_rank=2).model_dump(mode="json")
+    assert DefenceConfig(lora_rank=2, load_in_4bit=True).model_dump(mode="json")["load_in_4bit"] is True
+
+
+def test_4_bits_are_refused_before_anything_is_measured(
+    make_study: Callable[..., Any], cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = make_study()
+    answer = cli("run", study.recipe, "defence.load_in_4bit=true", "--out", study.out)
+    assert answer.code == 2
+    assert "defence: load_in_4bit needs lora_rank, for example 16" in answer.err
+    monkeypatch.setattr(quantised, "is_bitsandbytes_available", lambda: False)
+    answer = cli("run", study.recipe, "defence.load_in_4bit=true", "defence.lora_rank=4", "--out", study.out)
+    assert answer.code == 2
+    assert "pip install 'repnoise[quantized]'" in answer.err
+    assert not (study.out / "base").exists()

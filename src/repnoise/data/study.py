@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..errors import ConfigError
 from .pairs import Pair, Row, fingerprint
 from .splits import require_disjoint
 
@@ -66,3 +67,20 @@ class StudyData:
     def test_of(self, harm: str) -> list[Pair]:
         """The held-out pairs by which an attack on `harm` is judged."""
         return self.tests.get(harm, self.test)
+
+    def defence_of(self, categories: Sequence[str] | None) -> list[Pair]:
+        """The defender's pairs, of these categories only where some are named.
+
+        Raises:
+            ConfigError: a category that no pair of the defence has, or an empty list.
+        """
+        if categories is None:
+            return self.defence
+        known = sorted({pair.category for pair in self.defence if pair.category is not None})
+        unknown = [category for category in categories if category not in known]
+        if unknown or not categories:
+            raise ConfigError(
+                f"defence.categories: {', '.join(unknown) or 'an empty list'} names no pair of the defence."
+                f" Categories there: {', '.join(known) or 'none (the data gives no category)'}."
+            )
+        return [pair for pair in self.defence if pair.category in categories]

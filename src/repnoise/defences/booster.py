@@ -42,7 +42,7 @@ class Booster(Rival):
 
     def terms(self, model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         harmful = answer_loss(model, batch, "harmful")
-        weights = dict(unwrap(model).named_parameters())
+        weights = {name: each for name, each in unwrap(model).named_parameters() if each.requires_grad}
         here = gradients(harmful, weights)
         norm = torch.stack([g.float().square().sum() for g in here.values() if g is not None]).sum().sqrt()
         shifted = {}
@@ -51,7 +51,7 @@ class Booster(Rival):
             moved = weight.detach()
             if gradient is not None:
                 moved = moved - self.step * gradient / norm.clamp_min(1e-12).to(gradient)
-            shifted[name] = moved.requires_grad_(weight.requires_grad)
+            shifted[name] = moved.requires_grad_()
         after = self._harmful_at(model, shifted, batch)
         there = gradients(after, shifted)
         difference = {

@@ -53,9 +53,11 @@ class Rmu(Rival):
         check_layers([self._layer], len(blocks), "layer")
         self._original = frozen_copy(model)
         if self.update:
-            model.requires_grad_(False)
-            for block in blocks[max(0, self._layer - self.update + 1) : self._layer + 1]:
-                block.requires_grad_(True)
+            chosen = blocks[max(0, self._layer - self.update + 1) : self._layer + 1]
+            kept = {id(each) for block in chosen for each in block.parameters()}
+            for each in model.parameters():  # what is frozen already, the base under LoRA, stays so
+                if id(each) not in kept:
+                    each.requires_grad_(False)
 
     def terms(self, model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         assert self._original is not None, "setup() was not called"

@@ -1,9 +1,9 @@
 """Model families, activations, loading and saving, adapters."""
 
-from repnoise.models.adapters import add_lora, load_adapter, merge
+from repnoise.models.adapters import add_lora, load_adapter, merge, merge_into
 from repnoise.models.anatomy import FAMILIES, Anatomy, Family, anatomy, register_family, unwrap
 from repnoise.models.capture import Capture, capture, check_anatomy
-from repnoise.models.loading import check_fits, check_source, load_model, load_tokenizer, random_model
+from repnoise.models.loading import check_4bit, check_fits, check_source, load_model, load_tokenizer, random_model
 from repnoise.models.saving import model_fingerprint, save_model
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "add_lora",
     "anatomy",
     "capture",
+    "check_4bit",
     "check_anatomy",
     "check_fits",
     "check_source",
@@ -21,6 +22,7 @@ __all__ = [
     "load_model",
     "load_tokenizer",
     "merge",
+    "merge_into",
     "model_fingerprint",
     "random_model",
     "register_family",

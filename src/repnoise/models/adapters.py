@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from repnoise.errors import ConfigError, ModelError, RunError
+from repnoise.models.quantised import is_quantised
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -56,14 +59,13 @@ def add_lora(
         )
     targets = _all_linear(model) if target_modules is None else target_modules
     targets = targets if isinstance(targets, str) else list(targets)
-    conv1d = any(isinstance(module, Conv1D) for module in model.modules())  # GPT-2 stores weights transposed
     config = LoraConfig(
         r=rank,
         lora_alpha=2 * rank if alpha is None else alpha,
         lora_dropout=dropout,
         target_modules=targets,
         target_parameters=experts or None,
-        fan_in_fan_out=conv1d,
+        fan_in_fan_out=_transposed(model),
         task_type=TaskType.CAUSAL_LM,
     )
     try:
@@ -105,12 +107,11 @@ def add_adapter(model: PreTrainedModel, kind: str, options: Mapping[str, Any], *
         raise ModelError("The model already carries an adapter. Next step: merge(model) first.")
     cls = _adapter_class(kind)
     known = {field.name for field in dataclasses.fields(cls) if field.init}
-    conv1d = any(isinstance(module, Conv1D) for module in model.modules())
     ours = {
         "task_type": TaskType.CAUSAL_LM,
         "target_modules": None if kind.lower() == "ln_tuning" else _all_linear(model),  # its own are the norms
         "feedforward_modules": [],  # IA3: scale what every layer gives
-        "fan_in_fan_out": conv1d,
+        "fan_in_fan_out": _transposed(model),
         "total_step": max(1, steps),
         "tinit": 0,  # AdaLoRA moves no ranks here
         "tfinal": 0,
@@ -159,6 +160,11 @@ def merge(model: nn.Module) -> PreTrainedModel:
     """Fold the adapter into the weights and return the plain model; the adapter is gone afterwards."""
     if not is_adapted(model):
         raise ModelError(f"The model carries no adapter to merge, got {type(model).__name__}.")
+    if is_quantised(model):
+        raise ModelError(
+            "The adapter's base is quantised, and merging would round away what was trained.\n"
+            "Next step: merge_into(load_model(SOURCE), model), which takes the original weights."
+        )
     unload = getattr(model, "merge_and_unload", None)
     if unload is None:
         raise ModelError(
@@ -174,6 +180,33 @@ def merge(model: nn.Module) -> PreTrainedModel:
             delattr(plain, leftover)
     plain.requires_grad_(True)
     return plain
+
+
+def merge_into(original: PreTrainedModel, adapted: nn.Module) -> PreTrainedModel:
+    """Fold the adapter of `adapted`, which was trained on a quantised copy of `original`, into `original` itself.
+
+    W + (alpha / rank) B A with the original's own W, in its dtype and on its device: the copy's rounding is not in it.
+    """
+    from peft import get_peft_model
+
+    if not is_adapted(adapted):
+        raise ModelError(f"The model carries no adapter to merge, got {type(adapted).__name__}.")
+    config = copy.deepcopy(cast(Any, adapted).peft_config["default"])
+    # else peft warns: the 4-bit layers of a GPT-2 are not transposed, and the original may come from another place
+    config.fan_in_fan_out, config.base_model_name_or_path = _transposed(original), None
+    trained = dict(adapted.named_parameters())
+    try:
+        with _quiet(), torch.no_grad():
+            target = get_peft_model(original, config)
+            for name, parameter in target.named_parameters():
+                if parameter.requires_grad:
+                    parameter.copy_(trained[name])
+    except (ValueError, KeyError, RuntimeError) as error:
+        raise ModelError(
+            f"The adapter does not fit the original model: {error}\n"
+            "Next step: give the model that was loaded in 4 bits, unquantised."
+        ) from error
+    return merge(target)
 
 
 def load_adapter(base: PreTrainedModel, folder: str | Path) -> PreTrainedModel:
@@ -210,6 +243,11 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
         yield
+
+
+def _transposed(model: PreTrainedModel) -> bool:
+    """Whether linear layers hold weights as (in, out), as GPT-2's do."""
+    return any(isinstance(module, Conv1D) for module in model.modules())
 
 
 def _all_linear(model: PreTrainedModel) -> list[str]:
