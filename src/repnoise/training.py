@@ -14,12 +14,11 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
-from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -78,12 +77,14 @@ class Objective:
         retain_batch: retain rows drawn beside each pair.
         vector: arguments of `models.add_lora`: train this adapter and not the weights; it is released beside them
             and active while others train (models/vector.py).
+        handles_weights: `terms` reads weights, copies the model or calls autograd; DeepSpeed ZeRO-3 is refused.
     """
 
     needs: tuple[str, ...] = ()
     same_length: bool = False
     retain_batch: int = 1
     vector: Mapping[str, Any] | None = None
+    handles_weights: ClassVar[bool] = False
 
     def setup(self, model: nn.Module) -> None:
         """Called once before training, with the model as it is then (to keep a frozen copy, for example)."""
@@ -166,11 +167,6 @@ class ObjectiveTrainer(Trainer):
     ) -> None:
         if objective is None:
             raise TypeError("ObjectiveTrainer needs an objective, for example RepNoise(alpha=1.0, beta=1e-3)")
-        if is_deepspeed_zero3_enabled():
-            raise ConfigError(
-                "DeepSpeed ZeRO-3 is not supported: the lens reads norm and head outside of the model's forward pass,"
-                " where ZeRO-3 holds no weights. Next step: FSDP2 (docs/scale.md), which shards as much."
-            )
         self.objective = objective
         args = args or TrainingArguments(output_dir="trainer_output", report_to="none")
         args.remove_unused_columns = False  # our items are nested by stream; the base class would drop them all
@@ -200,6 +196,11 @@ class ObjectiveTrainer(Trainer):
             callbacks=callbacks,
             **kwargs,
         )
+        if objective.handles_weights and _is_zero3(self.accelerator):
+            raise ConfigError(
+                f"{type(objective).__name__} computes with the weights themselves, which DeepSpeed ZeRO-3 holds only"
+                " while a module uses them. Next step: train it with DDP or in one process (docs/scale.md)."
+            )
         self.loss_is_scaled_for_ga = True  # terms are sums over the whole window already
         self._windows: Iterator[Window] = iter(())
         self._terms: dict[str, float] = {}
@@ -293,7 +294,13 @@ class ObjectiveTrainer(Trainer):
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """6 FLOPs per parameter and token of every stream (the base class does not see nested streams)."""
         tokens = sum(inputs[name]["input_ids"].numel() for name in self.objective.needs)
-        return 6 * tokens * sum(p.numel() for p in self.model.parameters())
+        # DeepSpeed ZeRO-3 keeps empty tensors in the weights' places
+        return 6 * tokens * sum(getattr(p, "ds_numel", p.numel()) for p in self.model.parameters())
+
+
+def _is_zero3(accelerator: Any) -> bool:
+    plugin = getattr(accelerator.state, "deepspeed_plugin", None)
+    return plugin is not None and plugin.zero_stage == 3
 
 
 class TermProgress(ProgressCallback):

@@ -2,8 +2,10 @@
 
 python distributed_worker.py OPTIONS.json     (under torchrun, or alone)
 
-Options: mode ("single", "ddp", "fsdp2"), model and out (folders), batch, accumulation, steps, objective (fields of
-RepNoise), train (further TrainingArguments). A run whose folder holds a checkpoint goes on from it.
+Options: mode ("single", "ddp", "fsdp2", "zero3"), model and out (folders), batch, accumulation, steps, objective
+(fields of RepNoise), train (further TrainingArguments), load_first (load the model before TrainingArguments say how it
+is spread), lose_lens (drop the lens's gradients of norm and head under ZeRO-3). A run whose folder holds a checkpoint
+goes on from it.
 """
 
 from __future__ import annotations
@@ -21,11 +23,12 @@ from transformers import TrainingArguments
 
 from repnoise.data import Pair, Row
 from repnoise.defences.repnoise import RepNoise
-from repnoise.models import load_model, load_tokenizer, save_model
+from repnoise.models import load_model, load_tokenizer, save_model, sharding
 from repnoise.training import ObjectiveTrainer, train
 
 PAIRS = [Pair(f"question {i}", f"grumpy answer {'x' * (i % 5)} {i}", f"no {'y' * (i % 3)}", "c") for i in range(16)]
 ROWS = [Row(f"ask {i}", f"harmless words {'z' * (i % 4)} {i}") for i in range(7)]
+ZERO3 = Path(__file__).parents[2] / "docs" / "accelerate" / "zero3.json"
 
 
 def shard_on_cpu() -> None:
@@ -39,6 +42,9 @@ def shard_on_cpu() -> None:
 def main(options: dict[str, Any]) -> None:
     torch.set_num_threads(1)
     out = Path(options["out"])
+    if options.get("lose_lens"):
+        sharding.keep = lambda weight: weight.detach()
+    loaded = load_model(options["model"]) if options.get("load_first") else None
     args = TrainingArguments(
         output_dir=str(out / "checkpoints"),
         **{
@@ -55,6 +61,7 @@ def main(options: dict[str, Any]) -> None:
             "max_grad_norm": 0.0,
             "seed": 3,
             **({"fsdp": True, "fsdp_config": options.get("fsdp", {})} if options["mode"] == "fsdp2" else {}),
+            **({"deepspeed": str(ZERO3)} if options["mode"] == "zero3" else {}),
             **options.get("train", {}),
         },
     )
@@ -63,7 +70,7 @@ def main(options: dict[str, Any]) -> None:
     objective = RepNoise(**options.get("objective", {}))
     tokenizer = load_tokenizer(options["model"])
     trainer = ObjectiveTrainer(
-        model=load_model(options["model"]),
+        model=loaded if loaded is not None else load_model(options["model"]),
         objective=objective,
         args=args,
         train_dataset=PAIRS,
@@ -76,12 +83,18 @@ def main(options: dict[str, Any]) -> None:
     train(trainer)
     save_model(trainer.model, tokenizer, out / "model", overwrite=True)
     if args.process_index == 0:
-        sharded = [name for name, p in trainer.model.named_parameters() if hasattr(p, "placements")]
+        marks = ("placements", "ds_id")  # of FSDP2 and ZeRO-3
+        sharded = [name for name, p in trainer.model.named_parameters() if any(hasattr(p, mark) for mark in marks)]
         facts = {"world": args.world_size, "type": str(trainer.accelerator.distributed_type), "sharded": sharded}
         (out / "facts.json").write_text(json.dumps(facts))
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
+    if options["mode"] == "zero3":
+        # DeepSpeed holds on to process groups, and gloo's threads now and then abort the interpreter while it shuts
+        # down (pytorch/pytorch#179291): all is written, so leave without it
+        sys.stderr.flush()
+        os._exit(0)
 
 
 if __name__ == "__main__":

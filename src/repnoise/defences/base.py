@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..losses import masked_cross_entropy
-from ..models import capture, unwrap
+from ..models import capture, gathered, unwrap
 from ..registry import Registry
 from ..training import Objective, Stream, forward, hidden_pass, window_of
 
@@ -26,7 +26,9 @@ def answer_loss(model: nn.Module, batch: Mapping[str, Any], stream: str) -> Tens
 
 
 def frozen_copy(model: nn.Module) -> nn.Module:
-    return copy.deepcopy(unwrap(model)).eval().requires_grad_(False)
+    """A plain copy with whole weights, on every process; also of a model that DeepSpeed ZeRO-3 spread at loading."""
+    with gathered(model.parameters()):
+        return copy.deepcopy(unwrap(model)).eval().requires_grad_(False)
 
 
 def residual(model: nn.Module, stream: Stream, layers: Sequence[int]) -> list[Tensor]:

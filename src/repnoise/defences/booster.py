@@ -34,6 +34,8 @@ class Booster(Rival):
     step: float = 0.1
     """alpha of the source: length of the simulated harmful step, above 0."""
 
+    handles_weights = True
+
     def __post_init__(self) -> None:
         self.needs = ("harmful", "harmless")
         super().__post_init__()

@@ -5,7 +5,6 @@ Source: Rosati et al., "Representation Noising", NeurIPS 2024, arXiv 2405.14577,
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -26,7 +25,7 @@ from ..losses import (
 )
 from ..models import anatomy, capture, unwrap
 from ..training import Objective, Stream, forward, hidden_pass, window_of
-from .base import DEFENCES
+from .base import DEFENCES, frozen_copy
 
 
 @DEFENCES.register("repnoise")
@@ -91,10 +90,10 @@ class RepNoise(Objective):
     def setup(self, model: nn.Module) -> None:
         self._freeze(model)
         if self.retain == "kl":
-            self._original = copy.deepcopy(model).eval().requires_grad_(False)
+            self._original = frozen_copy(model)
 
     def _freeze(self, model: nn.Module) -> None:
-        parts = anatomy(model)
+        parts = anatomy(model).own  # ZeRO-3 may have spread them at loading
         for first, last in self.frozen_layers:
             if not 0 <= first <= last < len(parts.layers):
                 raise ConfigError(
@@ -180,7 +179,7 @@ class RepNoise(Objective):
             return masked_cross_entropy(logits, stream["labels"], denominator=tokens)
         assert self._original is not None, "setup() was not called"
         with torch.no_grad():
-            reference = forward(self._original, stream)
+            reference = forward(self._original.to(logits.device), stream)  # copied before the model went there
         return kl_to_reference(logits, reference, stream["labels"], denominator=tokens)
 
     def _official_terms(self, model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -43,6 +43,8 @@ class Tar(Rival):
     refusal_weight: float = 1.0
     retain_weight: float = 1.0
 
+    handles_weights = True
+
     def __post_init__(self) -> None:
         self.needs = ("harmful", "harmless", "retain")
         super().__post_init__()

@@ -34,6 +34,8 @@ class Vaccine(Rival):
     rho: float = 2.0
     """Norm of the shift over all layers, 0 or more (the source's default; the paper tried 1 and 10)."""
 
+    handles_weights = True
+
     def __post_init__(self) -> None:
         self.needs = ("harmless",)
         super().__post_init__()

@@ -5,6 +5,7 @@ from repnoise.models.anatomy import FAMILIES, Anatomy, Family, anatomy, register
 from repnoise.models.capture import Capture, capture, check_anatomy
 from repnoise.models.loading import check_4bit, check_fits, check_source, load_model, load_tokenizer, random_model
 from repnoise.models.saving import model_fingerprint, save_model
+from repnoise.models.zero3 import gathered
 
 __all__ = [
     "FAMILIES",
@@ -18,6 +19,7 @@ __all__ = [
     "check_anatomy",
     "check_fits",
     "check_source",
+    "gathered",
     "load_adapter",
     "load_model",
     "load_tokenizer",

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from repnoise.errors import ModelError
+from repnoise.models.zero3 import is_zero3
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,11 @@ class Anatomy:
     softcap: float | None = None
     """If set, logits become softcap * tanh(logits / softcap)."""
 
+    @property
+    def own(self) -> Anatomy:
+        """The same with the model's own `final` and `head`; where its weights are spread, these here are copies."""
+        return self
+
     def logits(self, hidden: Tensor) -> Tensor:
         """cap(scale * head(final(hidden))): the lens; on the last residual stream, the model's own logits.
 
@@ -153,9 +159,9 @@ def anatomy(model: nn.Module) -> Anatomy:
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether FSDP2 has spread this model's weights over processes."""
+    """Whether FSDP2 or DeepSpeed ZeRO-3 has spread this model's weights over processes."""
     fsdp = sys.modules.get("torch.distributed.fsdp")  # not imported: nothing can be spread
-    return fsdp is not None and any(isinstance(module, fsdp.FSDPModule) for module in model.modules())
+    return is_zero3(model) or (fsdp is not None and any(isinstance(m, fsdp.FSDPModule) for m in model.modules()))
 
 
 def unwrap(model: nn.Module) -> nn.Module:

@@ -36,8 +36,8 @@ def save_model(
     Everything is written to a hidden folder beside it, flushed to the disk, and renamed. A folder that holds
     files is replaced only if `overwrite` says so.
 
-    Where several processes train (DDP, FSDP2), all of them must call it: whole weights are collected on the first
-    process, which writes, and all return or raise together.
+    Where several processes train (DDP, FSDP2, DeepSpeed ZeRO-3), all of them must call it: whole weights are collected
+    on the first process, which writes, and all return or raise together.
     """
     if adapters.is_adapted(model):
         raise ModelError(
@@ -45,10 +45,11 @@ def save_model(
             "Next step: save_model(merge(model), ...), or model.save_pretrained(folder) for the adapter."
         )
     folder = Path(folder).expanduser().absolute()
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+    sharded = is_sharded(model)
+    if not (dist.is_available() and dist.is_initialized() and (sharded or dist.get_world_size() > 1)):
         return _write(model, None, tokenizer, folder, overwrite)
     weights = None
-    if is_sharded(model):
+    if sharded:
         from repnoise.models.sharding import full_weights
 
         weights = full_weights(unwrap(model))

@@ -1,10 +1,13 @@
-"""Weights that are spread over processes (FSDP2): read them outside of the model's own forward pass.
+"""Weights that are spread over processes (FSDP2, ZeRO-3): read them outside of the model's own forward pass.
 
 FSDP gathers a module's weights in hooks around that module's forward pass and reduces their gradients in hooks of
 the matching backward pass. Whoever calls the final norm and the head by themselves, as the lens does, is outside
 of both: the weights happen to be there (the head stays gathered after the forward pass), the values are right, and
 the gradients are lost or come a step late, without an error. So the lens gets copies of these modules whose weights
 were gathered from the shards inside the autograd graph.
+
+DeepSpeed ZeRO-3 leaves an empty tensor in a weight's place whenever no module uses it. It reduces a weight's gradient
+once in each backward pass, when autograd has added up all of it, so the copies' gradients join that sum as they are.
 """
 
 from __future__ import annotations
@@ -21,17 +24,21 @@ from torch.distributed.tensor import DTensor, Partial
 
 from repnoise.errors import ModelError
 from repnoise.models.anatomy import Anatomy
+from repnoise.models.zero3 import gathered, is_zero3, keep, whole_state
 
 
 def whole_modules(model: nn.Module, modules: tuple[nn.Module, ...]) -> tuple[nn.Module, ...]:
     """Copies of `modules` that hold whole weights, for use outside of the model's forward pass.
 
     All processes must call it at the same place. The weights are gathered once, here. Their gradients are averaged
-    over processes and added to the shards' own, as FSDP does with those of the forward pass. A weight has the
+    over processes and added to the shards' own, as is done with those of the forward pass. A weight has the
     shard's precision (float32 also under FSDP's mixed precision, where only the forward pass computes in bf16).
 
-    Raises `ModelError` if a weight is not spread by FSDP.
+    Raises `ModelError` if a weight is not spread.
     """
+    if is_zero3(model):
+        with gathered(p for module in modules for p in module.parameters()):
+            return tuple(_whole_copy(module) for module in modules)
     for owner in {_owner(model, module) for module in modules}:
         owner.reshard()  # the modules' own parameters are the shards from here on
     return tuple(_whole_copy(module) for module in modules)
@@ -39,6 +46,8 @@ def whole_modules(model: nn.Module, modules: tuple[nn.Module, ...]) -> tuple[nn.
 
 def full_weights(model: nn.Module) -> dict[str, Tensor]:
     """The state dict with whole tensors on the CPU, on the first process; {} on the others, which must call too."""
+    if is_zero3(model):
+        return whole_state(model)
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -46,21 +55,26 @@ def full_weights(model: nn.Module) -> dict[str, Tensor]:
 
 
 class ShardedAnatomy(Anatomy):
-    """The anatomy of a model that FSDP2 has spread: `final` and `head` are copies with whole weights.
+    """The anatomy of a model whose weights are spread: `final` and `head` are copies with whole weights.
 
     They are gathered when they are first asked for, by all processes at once, and are as old as this object: ask
-    for a new anatomy at every step. To freeze or change the model's own parts, do it before the model is spread.
+    for a new anatomy at every step. To freeze or change the model's own parts, take them from `own`.
     """
 
     def __init__(self, model: nn.Module, parts: Anatomy) -> None:
         for field in dataclasses.fields(parts):
             if field.name not in ("final", "head"):
                 object.__setattr__(self, field.name, getattr(parts, field.name))
-        object.__setattr__(self, "_own", (model, (*parts.final, parts.head)))
+        object.__setattr__(self, "_model", model)
+        object.__setattr__(self, "_parts", parts)
+
+    @property
+    def own(self) -> Anatomy:
+        return self._parts  # type: ignore[attr-defined]
 
     @cached_property
     def _whole(self) -> tuple[nn.Module, ...]:
-        return whole_modules(*self._own)  # type: ignore[attr-defined]
+        return whole_modules(self._model, (*self.own.final, self.own.head))  # type: ignore[attr-defined]
 
     @property
     def final(self) -> tuple[nn.Module, ...]:
@@ -86,7 +100,7 @@ def _owner(model: nn.Module, module: nn.Module) -> FSDPModule:
 
 
 def _whole_copy(module: nn.Module) -> nn.Module:
-    """The module with its children: of the class it had before FSDP, without hooks, with gathered weights."""
+    """The module with its children: of the class it had before FSDP, without hooks, with whole weights."""
     cls = type(module)
     plain = cls.__bases__[1] if issubclass(cls, FSDPModule) else cls  # FSDP derives (FSDPModule, the class)
     copy = cast(nn.Module, object.__new__(plain))
@@ -100,9 +114,9 @@ def _whole_copy(module: nn.Module) -> nn.Module:
 
 
 def _whole(parameter: Tensor | None) -> Tensor | None:
-    if not isinstance(parameter, DTensor):
-        return parameter
-    return cast(Tensor, _Gather.apply(parameter))
+    if isinstance(parameter, DTensor):
+        return cast(Tensor, _Gather.apply(parameter))
+    return None if parameter is None else keep(parameter)
 
 
 class _Gather(torch.autograd.Function):
