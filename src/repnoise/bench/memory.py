@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import tempfile
 from collections.abc import Sequence
 from typing import Any
@@ -36,7 +37,7 @@ _PURPOSES = (
     ("repnoise/losses.py", "masked_cross_entropy", "cross-entropy"),
     ("transformers/models/", "forward", "activations"),
 )
-"""(part of a file's name, function or "" for any, purpose of what is made under it), the first one that fits."""
+"""(part of a file's name, function or "" for any, purpose of what is made under it); the first wins, in any frame."""
 _WITH_LOGITS = ("activations", "activations, computed again", "cross-entropy", "backward")
 
 
@@ -91,6 +92,13 @@ def step_memory(case: str, dtype: str, options: BenchOptions, *, cpu: bool = Fal
     }
 
 
+@functools.cache
+def _rank(file: str, function: str) -> int:
+    """Position in `_PURPOSES`, its length if there is none."""
+    fits = (i for i, (part, name, _) in enumerate(_PURPOSES) if part in file and name in ("", function))
+    return next(fits, len(_PURPOSES))
+
+
 class _Purpose:
     """What a new tensor is for, by the code that makes it and, for what spans the vocabulary, by its shape."""
 
@@ -104,15 +112,8 @@ class _Purpose:
     def __call__(self, tensor: Tensor) -> str:
         if not self.head:
             return "weights"
-        frames = list(stack())
-        found = next(
-            (
-                purpose
-                for part, function, purpose in _PURPOSES
-                if any(part in file and function in ("", name) for file, name in frames)
-            ),
-            "other",
-        )
+        rank = min(_rank(file, function) for file, function in stack())
+        found = _PURPOSES[rank][2] if rank < len(_PURPOSES) else "other"
         shape = tuple(tensor.shape)
         logits = shape[-1:] == self.head[:1]
         if found == "lens":
