@@ -8,9 +8,10 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
@@ -107,8 +108,9 @@ def _copies(given: Sequence[Tensor]) -> int:
 
 @contextmanager
 def tracked(label: Callable[[Tensor], str], cpu: bool = False) -> Iterator[StorageTracker]:
-    """A program under it allocates nothing but integers; see `StorageTracker`."""
-    with FakeTensorMode(allow_non_fake_inputs=True), StorageTracker(label, cpu) as tracker:
+    """A program under it allocates nothing but integers; see `StorageTracker`. Modules stay where they are made."""
+    still = mock.patch.object(nn.Module, "to", lambda module, *_, **__: module)  # torch cannot swap fake weights
+    with still, FakeTensorMode(allow_non_fake_inputs=True), StorageTracker(label, cpu) as tracker:
         yield tracker
 
 
