@@ -15,7 +15,7 @@ from repnoise.bench import table
 from repnoise.bench.cases import broadcast_mmd, objective
 from repnoise.bench.flops import step_flops
 from repnoise.bench.measure import build_model
-from repnoise.bench.shapes import BenchOptions
+from repnoise.bench.shapes import CASES, BenchOptions
 from repnoise.cli import main
 from repnoise.errors import ConfigError, RunError
 from repnoise.losses import gaussian_kernel_mmd
@@ -79,7 +79,28 @@ def test_broadcast_mmd_is_the_gram_form() -> None:
     torch.testing.assert_close(broadcast_mmd(x, y), gaussian_kernel_mmd(x, y), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("case", ["plain", "naive", "exact", "sampled"])
+def test_joined_is_exact_in_one_pass(tiny: Any) -> None:
+    model, options = tiny
+    given = batch(options, 8000)
+    short = {name: tensor[:, :-5] for name, tensor in given["harmless"].items()}
+    found: dict[str, Any] = {}
+    for case in ("joined", "exact"):
+        model.zero_grad()
+        passes: list[int] = []
+        hook = model.register_forward_pre_hook(lambda *_, passes=passes: passes.append(1))
+        terms = objective(case, 4).terms(model, {**given, "harmless": short})
+        hook.remove()
+        sum(terms.values()).backward()
+        found[case] = (terms, {n: p.grad.clone() for n, p in model.named_parameters()}, len(passes))
+    joined, exact = found["joined"], found["exact"]
+    assert (joined[2], exact[2]) == (1, 2)
+    for name in exact[0]:
+        torch.testing.assert_close(joined[0][name], exact[0][name], rtol=1e-5, atol=1e-7)
+    for name, gradient in exact[1].items():
+        torch.testing.assert_close(joined[1][name], gradient, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("lens_layers", [2, 5])
 def test_operations_are_those_that_torch_counts(case: str, lens_layers: int, tiny: Any) -> None:
     model, options = tiny

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from ..defences.repnoise import RepNoise
-from ..losses import ascent_term, masked_cross_entropy
+from ..losses import IGNORE_INDEX, ascent_term, masked_cross_entropy, noise_term
 from ..models import anatomy, capture
-from ..training import Objective, forward
+from ..training import Objective, Stream, forward, hidden_pass, window_of
 
 ALPHA, BETA = 1.0, 1e-3
 
@@ -51,6 +51,42 @@ class Naive(Objective):
         }
 
 
+class Joined(RepNoise):
+    """`RepNoise` with both sides in one forward pass, padded to one length: its values and gradients.
+
+    The head reads the harmless rows only, as in `RepNoise`, so what differs is the joining and nothing else.
+    """
+
+    def terms(self, model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        harmful, harmless = batch["harmful"], batch["harmless"]
+        labels, answers = harmful["labels"], harmless["labels"]
+        with capture(model) as seen:
+            hidden_pass(model, _padded(harmful, harmless))
+        count, length = labels.shape
+        mean = self._harmful_cross_entropy(model, batch, [h[:count, :length] for h in seen.residual])
+        noise = noise_term(
+            [h[:count, :length] for h in seen.mlp],
+            labels != IGNORE_INDEX,
+            generator=window_of(batch).generator("noise"),
+        )
+        logits = anatomy(model).logits(seen.residual[-1][count:, : answers.shape[1]])
+        return {
+            "ascent": self.alpha * ascent_term(mean, offset=self.offset),
+            "noise": self.beta * noise,
+            "stability": masked_cross_entropy(logits, answers),
+        }
+
+
+def _padded(first: Stream, second: Stream) -> Stream:
+    """The rows of both, zeros (token 0, not attended to) on the right of the shorter ones."""
+    length = max(first["input_ids"].shape[1], second["input_ids"].shape[1])
+    wide = {
+        name: [nn.functional.pad(side[name], (0, length - side[name].shape[1])) for side in (first, second)]
+        for name in ("input_ids", "attention_mask")
+    }
+    return {name: torch.cat(sides) for name, sides in wide.items()}
+
+
 def broadcast_mmd(x: Tensor, y: Tensor, kernel_mul: float = 2.0, kernel_num: int = 5) -> Tensor:
     """`losses.gaussian_kernel_mmd` (biased) as the released code writes it: (n + m, n + m, D) differences."""
     rows = torch.cat([x, y]).float()
@@ -68,4 +104,6 @@ def objective(case: str, lens_layers: int) -> Objective:
         return Plain()
     if case == "naive":
         return Naive()
+    if case == "joined":
+        return Joined(alpha=ALPHA, beta=BETA)
     return RepNoise(alpha=ALPHA, beta=BETA, lens_layers=lens_layers if case == "sampled" else None)

@@ -38,7 +38,8 @@ def step_flops(model: PreTrainedModel, case: str, options: BenchOptions) -> dict
     if case != "plain":
         looks = options.lens_layers if case == "sampled" else layers + 1
         found["lens"] = 3 * min(looks, layers + 1) * (B * T if case == "naive" else answers) * readout
-    if case in ("exact", "sampled"):
+    if case not in ("plain", "naive"):
         found["noise"] = 6 * 2 * B**2 * options.answer_tokens * int(width) * layers
-        found["head"] += B * readout  # the harmful pass reads the last position; nothing is trained through it
+        # the hidden pass reads the last position of its rows; nothing is trained through it
+        found["head"] += (2 if case == "joined" else 1) * B * readout
     return found

@@ -15,10 +15,11 @@ from typing import Any
 
 import torch
 from torch.utils.data import Dataset
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PreTrainedModel, TrainerCallback
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, TrainerCallback
 
 from ..data import StreamCollator
 from ..errors import ModelError, RepNoiseError
+from ..models import add_lora
 from ..plugins import training_arguments
 from ..training import ObjectiveTrainer
 from .cases import objective
@@ -35,34 +36,12 @@ def measure(case: str, dtype: str, options: BenchOptions) -> dict[str, Any]:
     cuda = torch.cuda.is_available()
     before = _status("VmRSS")
     model = build_model(options, dtype, "cuda" if cuda else "cpu")
-    config = model.config.get_text_config()
     watch = _Watch(cuda)
     with tempfile.TemporaryDirectory() as folder:
-        args = training_arguments(
-            {
-                "max_steps": WARMUP + options.steps,
-                "per_device_train_batch_size": options.batch,
-                "learning_rate": 1e-5,
-                "save_strategy": "no",
-                "logging_strategy": "no",
-                "disable_tqdm": True,
-                "report_to": "none",
-                **options.train,
-            },
-            Path(folder),
-            "train",
-        )
-        trainer = ObjectiveTrainer(
-            model=model,
-            objective=objective(case, options.lens_layers),
-            args=args,
-            train_dataset=_Pairs(options, config.vocab_size),
-            data_collator=StreamCollator(0),
-            callbacks=[watch],
-        )
+        trainer = build_trainer(model, case, options, folder, callbacks=[watch])
         trainer.train()
     peak = torch.cuda.max_memory_allocated() if cuda else _status("VmHWM")
-    flops = step_flops(model, case, options)
+    flops = {} if options.lora_rank else step_flops(model, case, options)  # the formulas train all weights
     parameters = sum(p.numel() for p in model.parameters())
     del trainer, model
     gc.collect()
@@ -83,7 +62,7 @@ def measure(case: str, dtype: str, options: BenchOptions) -> dict[str, Any]:
     }
 
 
-def build_model(options: BenchOptions, dtype: str, device: str) -> PreTrainedModel:
+def build_model(options: BenchOptions, dtype: str, device: str) -> Any:
     if options.shape in SHAPES:
         config: Any = LlamaConfig(**SHAPES[options.shape])
     else:
@@ -99,7 +78,30 @@ def build_model(options: BenchOptions, dtype: str, device: str) -> PreTrainedMod
             config.layer_types = config.layer_types[: options.layers]
     torch.manual_seed(0)
     with torch.device(device):
-        return AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype), trust_remote_code=False)
+        model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype), trust_remote_code=False)
+        return model if options.lora_rank is None else add_lora(model, options.lora_rank)
+
+
+def build_trainer(model: Any, case: str, options: BenchOptions, folder: str, **more: Any) -> ObjectiveTrainer:
+    """The product's trainer on random pairs; `more` are further arguments of it."""
+    values = {
+        "max_steps": WARMUP + options.steps,
+        "per_device_train_batch_size": options.batch,
+        "learning_rate": 1e-5,
+        "save_strategy": "no",
+        "logging_strategy": "no",
+        "disable_tqdm": True,
+        "report_to": "none",
+        **options.train,
+    }
+    return ObjectiveTrainer(
+        model=model,
+        objective=objective(case, options.lens_layers),
+        args=training_arguments(values, Path(folder), "train"),
+        train_dataset=_Pairs(options, model.config.get_text_config().vocab_size),
+        data_collator=StreamCollator(0),
+        **more,
+    )
 
 
 def matmul_rate(dtype: str, device: str) -> float:

@@ -25,9 +25,9 @@ def run_bench(options: BenchOptions, say: Callable[[str], None] = lambda text: N
     Returns:
         {"options", "environment", "rows"}. A row is what `measure.measure` returns, with `tokens_per_second`
         (both sides, padding included), `mfu` (model FLOPs utilisation: operations of the formula per second, by
-        the rate of one large matrix product in the same dtype here) and the ratios `time_vs_plain` (same dtype),
-        `time_vs_naive`, `memory_vs_plain`, `memory_vs_naive` (naive: of the first dtype given). A case that
-        failed has `error` instead.
+        the rate of one large matrix product in the same dtype here; not for LoRA) and the ratios
+        `time_vs_plain` (same dtype), `time_vs_naive`, `memory_vs_plain`, `memory_vs_naive` (naive: of the first
+        dtype given). A case that failed has `error` instead.
 
     Raises:
         ConfigError: the shape or a training argument is wrong. RunError: no case could be measured.
@@ -43,7 +43,8 @@ def run_bench(options: BenchOptions, say: Callable[[str], None] = lambda text: N
     best = {d: max(r["matmul_flops_per_second"] for r in good if r["dtype"] == d) for d in {r["dtype"] for r in good}}
     for row in good:
         row["tokens_per_second"] = 2 * row["batch"] * options.length / row["seconds"]
-        row["mfu"] = sum(row["flops"].values()) / row["seconds"] / best[row["dtype"]]
+        if row["flops"]:
+            row["mfu"] = sum(row["flops"].values()) / row["seconds"] / best[row["dtype"]]
     for row in good:
         for name, dtype in (("plain", row["dtype"]), ("naive", options.dtypes[0])):
             other = next((r for r in good if r["case"] == name and r["dtype"] == dtype), None)
@@ -101,7 +102,7 @@ def as_text(result: dict[str, Any]) -> str:
             f"{row['seconds']:.3g}",
             f"{row['tokens_per_second']:.0f}",
             "" if peak is None else f"{peak / 2**30:.2f}",
-            f"{row['mfu']:.0%}",
+            f"{row['mfu']:.0%}" if "mfu" in row else "",
             *(
                 f"{row[key]:.2f}" if key in row else ""
                 for key in ("time_vs_plain", "time_vs_naive", "memory_vs_plain", "memory_vs_naive")
