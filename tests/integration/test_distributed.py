@@ -27,7 +27,7 @@ ROUNDING = 1e-5
 ON_CPU = {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
 needs_deepspeed = pytest.mark.skipif(
     importlib.util.find_spec("deepspeed") is None,
-    reason="needs DeepSpeed: pip install --no-build-isolation -e '.[deepspeed]'",
+    reason="needs DeepSpeed: pip install -e '.[deepspeed]'",
 )
 ZERO3 = pytest.param("zero3", marks=needs_deepspeed)
 
