@@ -7,6 +7,7 @@ The names load on first use, so that `import repnoise` needs no torch.
 
 from __future__ import annotations
 
+import logging
 from importlib import import_module, metadata
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
     from .models import load_model, load_tokenizer, save_model
     from .pipeline import resolve, run
     from .training import Objective, ObjectiveTrainer
+
+# bitsandbytes 0.50, which accelerate and peft import where it is there, warns on some CPUs that a faster kernel is
+# missing; nothing here uses it.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 _HOMES = {
     "Objective": "training",

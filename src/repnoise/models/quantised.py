@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import cast
 
 import torch
@@ -11,9 +10,6 @@ from transformers.utils import is_bitsandbytes_available
 
 from repnoise.errors import MissingExtraError
 from repnoise.models.anatomy import FAMILIES
-
-# On some CPUs bitsandbytes 0.50 warns at import, which peft does, that a faster kernel is missing; we do not use it.
-logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def require_bitsandbytes() -> None:
