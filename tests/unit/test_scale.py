@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from transformers import TrainingArguments
 
@@ -41,3 +42,11 @@ def test_zero3_is_refused_where_weights_are_handled(
     with pytest.raises(ConfigError, match="ZeRO-3"):
         ObjectiveTrainer(objective=DEFENCES.build(name, {}), **common)
     ObjectiveTrainer(objective=RepNoise(), **common)
+
+
+def test_the_official_variant_is_refused_under_fsdp(monkeypatch: pytest.MonkeyPatch, make_model: Any) -> None:
+    monkeypatch.setattr("repnoise.defences.repnoise.is_sharded", lambda model: True)
+    ids = torch.arange(3, 9)[None]
+    side = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
+    with pytest.raises(ConfigError, match='variant="official" loses gradients'):
+        RepNoise(variant="official").terms(make_model("llama"), {"harmful": side, "harmless": side})

@@ -24,6 +24,8 @@ from ..losses import (
     official_repnoise_loss,
 )
 from ..models import anatomy, capture, unwrap
+from ..models.anatomy import is_sharded
+from ..models.zero3 import is_zero3
 from ..training import Objective, Stream, forward, hidden_pass, window_of
 from .base import DEFENCES, frozen_copy
 
@@ -185,6 +187,11 @@ class RepNoise(Objective):
     def _official_terms(self, model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         window, harmful = window_of(batch), batch["harmful"]
         parts = anatomy(model)
+        if is_sharded(model) and not is_zero3(model):  # it calls norm and head by themselves: see models/sharding.py
+            raise ConfigError(
+                'variant="official" loses gradients of norm and head where FSDP spreads them;'
+                " train it in one process or with DDP, or use variant: corrected."
+            )
         shape = (*harmful["input_ids"].shape, parts.head.weight.shape[1])  # type: ignore[index]
         generator = window.generator("noise")
         noise = [torch.randn(shape, generator=generator).to(harmful["input_ids"].device) for _ in parts.layers]
