@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .data import Pair, Row, load_pairs, load_rows
     from .defences.repnoise import RepNoise
     from .models import load_model, load_tokenizer, save_model
-    from .pipeline import resolve, run
+    from .study.pipeline import resolve, run
     from .training import Objective, ObjectiveTrainer
 
 # bitsandbytes 0.50, which accelerate and peft import where it is there, warns on some CPUs that a faster kernel is
@@ -32,8 +32,8 @@ _HOMES = {
     "load_pairs": "data",
     "load_rows": "data",
     "load_tokenizer": "models",
-    "resolve": "pipeline",
-    "run": "pipeline",
+    "resolve": "study.resolve",
+    "run": "study.pipeline",
     "save_model": "models",
 }
 

@@ -14,7 +14,8 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM
 
-from repnoise.config import check_recipe, recipe_names
+from repnoise.recipes.checking import check_recipe
+from repnoise.recipes.reading import recipe_names
 
 HEAVY = ("torch", "transformers", "datasets", "numpy", "scipy", "matplotlib")
 VERBS = (

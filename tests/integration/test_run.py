@@ -15,8 +15,10 @@ from transformers import AutoModelForCausalLM
 from transformers.utils import is_bitsandbytes_available
 from transformers.utils import logging as transformers_logging
 
-from repnoise.config import DefenceConfig, check_recipe, parse_yaml
 from repnoise.models import quantised
+from repnoise.recipes.checking import check_recipe
+from repnoise.recipes.reading import parse_yaml
+from repnoise.recipes.schema import DefenceConfig
 
 pytestmark = pytest.mark.filterwarnings("error")
 

@@ -6,7 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from repnoise.runs import Run, append_jsonl, canonical_hash
+from repnoise.store.files import append_jsonl
+from repnoise.store.provenance import canonical_hash
+from repnoise.store.run import Run
 
 MARKER = "SAMPLE-TEXT-THAT-NO-REPORT-MAY-SHOW"
 STEPS = 100

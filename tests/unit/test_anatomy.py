@@ -10,16 +10,7 @@ from torch import nn
 
 from conftest import LAYERS, TINY, VOCAB, WIDTH
 from repnoise.errors import ModelError
-from repnoise.models import (
-    FAMILIES,
-    Family,
-    add_lora,
-    anatomy,
-    capture,
-    check_anatomy,
-    register_family,
-    unwrap,
-)
+from repnoise.models import FAMILIES, Family, add_lora, anatomy, capture, check_anatomy, register_family, unwrap
 
 IDS = torch.randint(3, VOCAB, (2, 9), generator=torch.Generator().manual_seed(0))
 # families whose block adds the MLP output as it is, and nothing after it, to the residual stream

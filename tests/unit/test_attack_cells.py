@@ -12,10 +12,13 @@ import torch
 import yaml
 
 from repnoise.attacks import ATTACKS
-from repnoise.config import AttackConfig, check_recipe, raw_recipe
 from repnoise.errors import ConfigError, DataError
-from repnoise.pipeline import Study, resolve
-from repnoise.runs import canonical_hash, read_jsonl
+from repnoise.recipes.checking import check_recipe
+from repnoise.recipes.reading import raw_recipe
+from repnoise.recipes.schema import AttackConfig
+from repnoise.store.files import read_jsonl
+from repnoise.store.provenance import canonical_hash
+from repnoise.study.pipeline import Study, resolve
 
 torch.set_num_threads(1)  # the models are tiny: more threads only wait for each other
 
@@ -139,7 +142,7 @@ def test_no_steps_and_no_transform_leave_the_model_as_it_is(small: Callable[...,
 
 
 def test_axes_reach_the_training(small: Callable[..., Study], monkeypatch: pytest.MonkeyPatch) -> None:
-    from repnoise import stages
+    from repnoise.study import study as stages
 
     seen: dict[str, Any] = {}
 

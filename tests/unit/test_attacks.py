@@ -17,12 +17,12 @@ from repnoise.attacks import ATTACKS, Context, Loot, attacker, training_values
 from repnoise.attacks.base import block_weights, norms
 from repnoise.attacks.reverse_dpo import answer_log_probs, preference_loss
 from repnoise.data import Pair, PairDataset, Row, StreamCollator
-from repnoise.data.study import StudyData
+from repnoise.data.parties import StudyData
 from repnoise.errors import ConfigError, DataError, ModelError, RepNoiseError
 from repnoise.models import anatomy
 from repnoise.models.adapters import is_adapted
-from repnoise.plugins import training_arguments
 from repnoise.training import ObjectiveTrainer, train
+from repnoise.training.arguments import training_arguments
 
 torch.set_num_threads(1)  # the models are tiny: more threads only wait for each other
 

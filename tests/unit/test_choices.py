@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 import torch
 
-from repnoise.data.study import StudyData
+from repnoise.data.parties import StudyData
 from repnoise.errors import ConfigError, DataError
 from repnoise.evaluations import EVALUATIONS
 from repnoise.evaluations.likelihood import Request, encode, log_likelihoods
 from repnoise.evaluations.perplexity import windows
 from repnoise.evaluations.truthfulqa import QA_PRESET, true_mass
-from repnoise.runs import check_row
+from repnoise.store.rows import check_row
 
 NO_DATA = StudyData(defence=[], retain=[], attacks={}, test=[], harmless_test=[])
 

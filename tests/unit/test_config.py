@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from repnoise.config import check_recipe, dump, parse_yaml, raw_recipe, recipe_names
 from repnoise.errors import ConfigError
-from repnoise.plugins import resolve
+from repnoise.recipes.checking import check_recipe, dump
+from repnoise.recipes.reading import parse_yaml, raw_recipe, recipe_names
+from repnoise.study.resolve import resolve
 
 FILES: dict[str, Any] = {"name": "files", "pairs": "p.jsonl", "retain": "r.jsonl"}
 

@@ -19,14 +19,15 @@ from transformers import PreTrainedModel
 from repnoise.attacks import ATTACKS
 from repnoise.data import Pair, Row
 from repnoise.data.collate import STREAMS
-from repnoise.data.study import StudyData
+from repnoise.data.parties import StudyData
 from repnoise.defences import DEFENCES
 from repnoise.evaluations import EVALUATIONS
-from repnoise.plugins import training_arguments
 from repnoise.registry import Registry
-from repnoise.runs import Run, read_jsonl, write_jsonl
 from repnoise.sandbox.data import study_data
+from repnoise.store.files import read_jsonl, write_jsonl
+from repnoise.store.run import Run
 from repnoise.training import Objective, ObjectiveTrainer, train
+from repnoise.training.arguments import training_arguments
 
 REFERENCE = re.compile(r"arXiv|doi|paper|https?://")
 OBJECTIVES = [(DEFENCES, name) for name in DEFENCES.names()] + [(ATTACKS, name) for name in ATTACKS.names()]

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from repnoise.config import dump
+from repnoise.campaign.sweep_file import read_sweep
 from repnoise.errors import ConfigError
-from repnoise.plugins import resolve
-from repnoise.report.comparison import cost_of
-from repnoise.report.study import load
-from repnoise.stages import Study
-from repnoise.sweepfile import read_sweep
+from repnoise.recipes.checking import dump
+from repnoise.report.pages.comparison import cost_of
+from repnoise.report.reading import load
+from repnoise.study.resolve import resolve
+from repnoise.study.study import Study
 
 torch.set_num_threads(1)
 

@@ -13,7 +13,7 @@ import torch
 
 from repnoise import sandbox
 from repnoise.data import Pair, Row, get_template
-from repnoise.data.study import StudyData
+from repnoise.data.parties import StudyData
 from repnoise.errors import ConfigError, DataError, RunError
 from repnoise.evaluations.generation import Decoding, generate
 from repnoise.evaluations.harm import Harm
@@ -22,9 +22,10 @@ from repnoise.evaluations.over_refusal import OverRefusal
 from repnoise.evaluations.sandbox import Sandbox
 from repnoise.judges import JUDGES, Asked, Judge, Judgement, build_judges
 from repnoise.models import load_model, load_tokenizer
-from repnoise.plugins import load_data, resolve
 from repnoise.sandbox.data import study_data
 from repnoise.sandbox.world import world
+from repnoise.study.load import load_data
+from repnoise.study.resolve import resolve
 
 W = world()
 

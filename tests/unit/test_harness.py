@@ -18,11 +18,11 @@ import yaml
 from test_choices import LONG, PAIRS, QUESTIONS, write
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from repnoise.data.study import StudyData
+from repnoise.data.parties import StudyData
 from repnoise.errors import ConfigError, DataError, MissingExtraError
 from repnoise.evaluations import EVALUATIONS
 from repnoise.evaluations.harness import rows_of
-from repnoise.runs import check_row
+from repnoise.store.rows import check_row
 
 ROOT = Path(__file__).resolve().parents[2]
 REAL, SHARED = ROOT / ".real" / "SmolLM2-135M-Instruct", ROOT.parent / "shared" / "data"

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from repnoise.errors import ConfigError, DataError
 from repnoise.lens import CHUNK_BYTES, _default_chunk, choose_layers, lens_cross_entropy
 from repnoise.losses import masked_cross_entropy
-from repnoise.models.anatomy import Anatomy
+from repnoise.models.structure import Anatomy
 
 B, T, D, V, K = 3, 8, 12, 23, 4
 

@@ -13,8 +13,8 @@ import pytest
 from worker_tasks import begin, work
 
 from repnoise.errors import ConfigError, DataError, RunError
-from repnoise.pipeline import Study, resolve
-from repnoise.workers import Failures, in_processes
+from repnoise.study.pipeline import Study, resolve
+from repnoise.study.workers import Failures, in_processes
 
 
 def start(folder: Path, tasks: list[tuple[Any, ...]], jobs: int = 2) -> Any:

@@ -11,9 +11,9 @@ import pytest
 from report_study import FULL, GRID, attack, audit, row, write_judged, write_model, write_study
 from test_summary import claim
 
-from repnoise import files
 from repnoise.errors import RunError
 from repnoise.report import render, summarise
+from repnoise.store import files
 
 
 @pytest.fixture(autouse=True)

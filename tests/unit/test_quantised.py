@@ -32,9 +32,9 @@ from repnoise.models import (
     quantised,
     save_model,
 )
-from repnoise.plugins import training_arguments
 from repnoise.sandbox.data import study_data
 from repnoise.training import ObjectiveTrainer, train
+from repnoise.training.arguments import training_arguments
 
 needs_bitsandbytes = pytest.mark.skipif(
     not is_bitsandbytes_available(), reason="bitsandbytes is not installed: pip install 'repnoise[quantized]'"

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 from report_study import GRID, MARKER, row, write_model, write_study
 
-from repnoise import files
-from repnoise.report import plots, render, summarise, write_report
+from repnoise.report import render, summarise, write_report
+from repnoise.report.pages import plots
+from repnoise.store import files
 
 EVIL = "<script>alert(1)</script>"
 

@@ -12,9 +12,9 @@ from report_study import GRID, STEPS, items, judged, row, write_judged, write_mo
 from scipy import stats
 from test_summary import claim
 
-from repnoise import files
 from repnoise.report import render, summarise
-from repnoise.report.study import judges, pick
+from repnoise.report.reading import judges, pick
+from repnoise.store import files
 
 Extra = Callable[[Mapping[str, Any], int], list[dict[str, Any]]]
 

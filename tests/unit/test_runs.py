@@ -14,22 +14,13 @@ import numpy as np
 import pytest
 from report_study import row
 
-from repnoise import files
 from repnoise.errors import RunError
-from repnoise.runs import (
-    MANIFEST_KEYS,
-    Run,
-    append_jsonl,
-    canonical_hash,
-    check_row,
-    disk_guard,
-    folder_lock,
-    git_state,
-    read_jsonl,
-    write_json,
-    write_text,
-    write_yaml,
-)
+from repnoise.store import files
+from repnoise.store.files import append_jsonl, disk_guard, read_jsonl, write_json, write_text, write_yaml
+from repnoise.store.lock import folder_lock
+from repnoise.store.provenance import canonical_hash, git_state
+from repnoise.store.rows import check_row
+from repnoise.store.run import MANIFEST_KEYS, Run
 
 START = {"stage": "base", "name": "base", "hash": "0123456789"}
 

@@ -11,9 +11,10 @@ import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from transformers import TrainingArguments
 
-from repnoise import ObjectiveTrainer, RepNoise, training
+from repnoise import ObjectiveTrainer, RepNoise
 from repnoise.defences import DEFENCES
 from repnoise.errors import ConfigError
+from repnoise.training import trainer as training
 
 CONFIGS = Path(__file__).parents[2] / "docs" / "accelerate"
 

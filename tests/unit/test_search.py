@@ -17,13 +17,13 @@ import yaml
 
 pytest.importorskip("optuna")
 
-from repnoise import search
+from repnoise.campaign import search
+from repnoise.campaign.search import Hunt, again, half, read_space, run_search
+from repnoise.campaign.search_space import FRESH, default_space
 from repnoise.errors import ConfigError, MissingExtraError, RunError
-from repnoise.plugins import resolve
-from repnoise.report.cells import Trio
-from repnoise.report.study import Reading
-from repnoise.search import Hunt, again, half, read_space, run_search
-from repnoise.searchspace import FRESH, default_space
+from repnoise.report.head_start import Trio
+from repnoise.report.reading import Reading
+from repnoise.study.resolve import resolve
 
 RECIPE = ["evaluations=[sandbox]", "curve=[]"]
 

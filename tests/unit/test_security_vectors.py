@@ -15,9 +15,9 @@ from repnoise.defences import DEFENCES
 from repnoise.errors import ConfigError
 from repnoise.models import add_lora, load_model, merge, model_fingerprint
 from repnoise.models.vector import FOLDER, active, asleep, read_vector, save_vector
-from repnoise.plugins import resolve
-from repnoise.runs import read_jsonl
-from repnoise.stages import Study
+from repnoise.store.files import read_jsonl
+from repnoise.study.resolve import resolve
+from repnoise.study.study import Study
 
 torch.set_num_threads(1)
 

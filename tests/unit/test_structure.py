@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -14,24 +15,24 @@ import repnoise
 SOURCE = Path(repnoise.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
 
-# A part may import the parts of earlier lines, and itself.
+# A room may import the rooms of earlier lines, and itself.
 LAYERS = (
-    ("errors", "registry", "losses", "files", "intervals"),
-    ("config",),
-    ("runs", "models", "data", "lens"),
+    ("errors", "registry", "intervals", "losses"),
+    ("store", "recipes"),
+    ("models", "data", "lens"),
     ("judges", "training"),
     ("sandbox",),
-    ("defences", "attacks", "evaluations", "analysis"),
-    ("plugins", "workers", "report", "trials"),
-    ("stages",),
-    ("pipeline",),
-    ("sweepfile", "searchspace", "sweep", "search", "bench"),
+    ("defences", "attacks", "evaluations"),
+    ("report",),
+    ("study",),
+    ("campaign", "bench"),
     ("cli",),
     ("__main__", "__init__"),
 )
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
-REPORT_MAY = {"report", "runs", "files", "errors", "intervals"}
-PLUGINS = ("defences", "attacks", "evaluations", "judges", "analysis", "data/sources")
+REPORT_MAY = {"report", "store", "errors", "intervals"}
+LOOSE = 8  # modules beside the rooms at the top, at most
+PLUGINS = ("defences", "attacks", "evaluations", "judges", "data/sources")
 # What plug-ins of one kind have in common.
 SHARED = {"__init__", "base", "generation", "asking", "likelihood", "text", "agreement"}
 
@@ -54,6 +55,34 @@ def imports(path: Path) -> set[str]:
     return {name.removeprefix("repnoise.") for name in found if name.startswith("repnoise.")}
 
 
+def file_of(name: str) -> Path | None:
+    """The file that a dotted name inside the package is, or is defined in."""
+    parts = name.split(".")
+    for length in range(len(parts), 0, -1):
+        path = SOURCE.joinpath(*parts[:length])
+        if path.with_suffix(".py").is_file():
+            return path.with_suffix(".py")
+        if (path / "__init__.py").is_file():
+            return path / "__init__.py"
+    return None
+
+
+def circles(arrows: dict[Path, set[Path]]) -> list[list[str]]:
+    """Files that import each other, directly or through others; imports inside functions count too."""
+    try:
+        tuple(TopologicalSorter(arrows).static_order())
+    except CycleError as error:
+        return [[str(path.relative_to(SOURCE)) for path in error.args[1]]]
+    return []
+
+
+def test_no_file_imports_itself_through_others() -> None:
+    arrows = {path: {file for name in imports(path) if (file := file_of(name)) not in (None, path)} for path in FILES}
+    assert circles(arrows) == []  # type: ignore[arg-type]
+    one, two = FILES[:2]
+    assert circles({one: {two}, two: {one}}) != []
+
+
 def test_imports_point_one_way() -> None:
     wrong = []
     for path in FILES:
@@ -68,6 +97,10 @@ def test_imports_point_one_way() -> None:
             if part == "report" and other not in REPORT_MAY:
                 wrong.append(f"{path.relative_to(SOURCE)} imports {name}: a report reads runs only")
     assert wrong == []
+
+
+def test_few_files_stand_outside_of_a_room() -> None:
+    assert len(list(SOURCE.glob("*.py"))) <= LOOSE
 
 
 @pytest.mark.parametrize("folder", PLUGINS)
@@ -120,7 +153,8 @@ def test_the_public_surface() -> None:
 
 def test_light_modules_need_no_torch() -> None:
     script = (
-        "import sys, repnoise, repnoise.cli, repnoise.config, repnoise.runs, repnoise.report, repnoise.data,"
+        "import sys, repnoise, repnoise.cli, repnoise.recipes.checking, repnoise.store.run, repnoise.report,"
+        " repnoise.data,"
         " repnoise.judges, repnoise.sandbox.world; repnoise.__version__; repnoise.load_pairs; repnoise.Pair;"
         "print([name for name in ('torch', 'transformers', 'datasets') if name in sys.modules])"
     )

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 from report_study import FULL, GRID, attack, row, write_model, write_study
 
-from repnoise import files
 from repnoise.errors import RunError
 from repnoise.report import summarise, write_report
 from repnoise.report.summary import table_csv
-from repnoise.runs import Run
+from repnoise.store import files
+from repnoise.store.run import Run
 
 pytestmark = pytest.mark.usefixtures("quick")
 

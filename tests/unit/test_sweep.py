@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
+from repnoise.campaign.sweep_file import read_sweep, sweep_names
 from repnoise.errors import ConfigError
-from repnoise.plugins import resolve
-from repnoise.sweepfile import read_sweep, sweep_names
+from repnoise.study.resolve import resolve
 
 ATTACKS = [{"name": "sft", "harm": "knowledge", "learning_rate": [1e-3], "steps": 2, "seeds": [0]}]
 

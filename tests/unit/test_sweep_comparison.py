@@ -13,8 +13,8 @@ import pytest
 from report_study import GRID, MARKER, attack, audit, row, write_model, write_study
 
 from repnoise.errors import RunError
-from repnoise.report.comparison import PLAN, write_comparison
-from repnoise.runs import read_json, write_json
+from repnoise.report.pages.comparison import PLAN, write_comparison
+from repnoise.store.files import read_json, write_json
 
 DATA = audit()
 DATA["audit"]["sets"] = {"defence": {"rows": 610, "prompts": 610}}

@@ -18,7 +18,7 @@ from trial_tasks import PIECES
 
 optuna = pytest.importorskip("optuna")
 
-from repnoise import trials  # noqa: E402
+from repnoise.campaign import queue as trials  # noqa: E402
 from repnoise.errors import ConfigError, MissingExtraError  # noqa: E402
 
 WORKER = Path(__file__).parent / "trial_tasks.py"

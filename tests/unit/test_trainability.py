@@ -17,16 +17,16 @@ import torch
 from pydantic import ValidationError
 
 from repnoise import sandbox
-from repnoise.config import SourceConfig
 from repnoise.data import Row, normalise
-from repnoise.data.study import StudyData
+from repnoise.data.parties import StudyData
 from repnoise.errors import ConfigError, DataError, MissingExtraError, RunError
 from repnoise.evaluations import EVALUATIONS, Measured
 from repnoise.evaluations.trainability import SANDBOX_TASKS, Trainability
 from repnoise.models import load_model, load_tokenizer, random_model
-from repnoise.runs import check_row
+from repnoise.recipes.schema import SourceConfig
 from repnoise.sandbox.data import study_data
 from repnoise.sandbox.world import CHANCE, world
+from repnoise.store.rows import check_row
 
 QUICK: dict[str, Any] = {"steps": 60, "learning_rate": 6e-4, "train": "sandbox:facts"}
 

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from repnoise import trials
+from repnoise.campaign import queue as trials
 from repnoise.errors import RunError
 
 PIECES = {f"piece {n}": {"n": n} for n in range(12)}

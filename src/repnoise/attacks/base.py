@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ..data import Pair, Row
-from ..data.study import StudyData
+from ..data.parties import StudyData
 from ..errors import ConfigError, DataError, ModelError
 from ..losses import masked_cross_entropy
 from ..models import add_lora, anatomy, merge, unwrap

@@ -20,8 +20,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, TrainerC
 from ..data import StreamCollator
 from ..errors import ModelError, RepNoiseError
 from ..models import add_lora
-from ..plugins import training_arguments
 from ..training import ObjectiveTrainer
+from ..training.arguments import training_arguments
 from .cases import objective
 from .flops import step_flops
 from .shapes import SHAPES, WARMUP, BenchOptions

@@ -27,14 +27,14 @@ EIGHT_BIT = ("adamw_8bit", "adamw_bnb_8bit", "paged_adamw_8bit")
 
 _PURPOSES = (
     ("repnoise/lens.py", "", "lens"),
-    ("repnoise/losses.py", "noise_term", "noise term"),
+    ("repnoise/losses/noise.py", "noise_term", "noise term"),
     ("bench/cases.py", "broadcast_mmd", "noise term"),
     ("torch/utils/checkpoint.py", "unpack_hook", "activations, computed again"),
     ("torch/autograd/graph.py", "_engine_run_backward", "backward"),
     ("bench/standins.py", "step", "optimiser, at work"),
     ("torch/optim/", "step", "optimiser, at work"),
     ("transformers/optimization.py", "step", "optimiser, at work"),
-    ("repnoise/losses.py", "masked_cross_entropy", "cross-entropy"),
+    ("repnoise/losses/terms.py", "masked_cross_entropy", "cross-entropy"),
     ("transformers/models/", "forward", "activations"),
 )
 """(part of a file's name, function or "" for any, purpose of what is made under it); the first wins, in any frame."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, RunError
-from ..runs import git_state, package_versions
+from ..store.provenance import git_state, package_versions
 from .shapes import BenchOptions
 
 FAILED_LINES = 3

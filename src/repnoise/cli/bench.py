@@ -86,7 +86,7 @@ def bench(
         raise ConfigError("--four-bit is a model of memory, nothing trains on it here; add --memory.")
     result, as_text = _modelled(options) if memory else _measured(options)
     if out is not None:
-        from ..files import write_json
+        from ..store.files import write_json
 
         write_json(out, result)
     output(result, as_json, as_text)
@@ -107,7 +107,7 @@ def _modelled(options: BenchOptions) -> tuple[dict[str, Any], Callable[[], str]]
 
 
 def _arguments(given: list[str]) -> dict[str, Any]:
-    from ..config import parse_yaml
+    from ..recipes.reading import parse_yaml
 
     values = {}
     for text in given:

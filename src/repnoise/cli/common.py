@@ -14,7 +14,7 @@ import typer
 from ..errors import ConfigError
 
 if TYPE_CHECKING:
-    from ..pipeline import Study
+    from ..study.pipeline import Study
 
 RecipeArgument = Annotated[
     str,
@@ -58,7 +58,7 @@ def output(result: dict[str, Any], as_json: bool, lines: Callable[[], str] | Non
 
 
 def open_study(recipe: str, overrides: list[str] | None, out: Path | None, quiet: bool) -> Study:
-    from ..pipeline import Study, resolve
+    from ..study.pipeline import Study, resolve
 
     hide_loading_bars()
     if quiet:
@@ -76,7 +76,7 @@ def open_study(recipe: str, overrides: list[str] | None, out: Path | None, quiet
 
 def outcome(folder: Path, defence: Path | None = None) -> dict[str, Any]:
     """What a summary says of the defence in the folder `defence`, by default of the study's main one."""
-    from ..runs import read_json
+    from ..store.files import read_json
 
     summary = read_json(folder / "summary.json")
     several = summary.get("defences", {})

@@ -60,7 +60,7 @@ def run(
 
 def _run(recipe: str, overrides: list[str] | None, out: Path | None, jobs: int, quiet: bool, as_json: bool) -> None:
     study = open_study(recipe, overrides, out, quiet)
-    from ..pipeline import run as run_study
+    from ..study.pipeline import run as run_study
 
     run_study(study.recipe, study.folder, jobs=jobs, say=say, quiet=quiet)
     result = outcome(study.folder, study.defended().run.path)
@@ -100,7 +100,7 @@ def attack(
     Example: repnoise attack sandbox attacks.0.steps=600 --jobs 2
     """
     study = open_study(recipe, overrides, out, quiet)
-    from ..pipeline import attack_all
+    from ..study.pipeline import attack_all
 
     study.defend()
     attack_all(study, jobs=jobs)
@@ -140,7 +140,7 @@ def evaluate(
     """
     given = [f"defended={json.dumps(defended)}"] if defended is not None else []
     study = open_study(recipe, [*(overrides or []), *given], out, quiet)
-    from ..pipeline import attack_all, measure_all
+    from ..study.pipeline import attack_all, measure_all
 
     model = study.defended()
     there = study.recipe.defended is not None or model.run.is_done(model.hash)
@@ -180,7 +180,7 @@ def report(
     Example: repnoise report studies/demo
     """
     from ..report import write_report
-    from ..report.comparison import PLAN, write_comparison
+    from ..report.pages.comparison import PLAN, write_comparison
 
     if not study.is_dir():
         raise ConfigError(f"there is no study folder {study}. Give the --out folder of an earlier `repnoise run`.")

@@ -50,8 +50,8 @@ def sweep(
       repnoise sweep mine.yaml --out /shared/mine --storage postgresql://me@db/repnoise
     """
     hide_loading_bars()
-    from ..runs import read_json
-    from ..sweep import read_sweep, run_sweep
+    from ..campaign.sweep import read_sweep, run_sweep
+    from ..store.files import read_json
 
     read = read_sweep(sweep, overrides or [])
     folder = _folder(out, read.name)
@@ -119,7 +119,7 @@ def search(
     lora_rank: [null, 8], seeds: [0]}
     """
     hide_loading_bars()
-    from ..search import read_space, run_search
+    from ..campaign.search import read_space, run_search
 
     resolved, read = read_space(recipe, overrides or [], space)
     folder = _folder(out, resolved.study)

@@ -21,7 +21,7 @@ def recipes_ls(as_json: AsJson = False) -> None:
 
     Example: repnoise recipes ls
     """
-    from ..config import raw_recipe, recipe_names
+    from ..recipes.reading import raw_recipe, recipe_names
 
     found = {name: str(raw_recipe(name).get("about", "")).strip() for name in recipe_names()}
     output(found, as_json)
@@ -35,8 +35,8 @@ def recipes_show(recipe: RecipeArgument, overrides: Overrides = None, as_json: A
     """
     import yaml
 
-    from ..config import dump
-    from ..pipeline import resolve
+    from ..recipes.checking import dump
+    from ..study.pipeline import resolve
 
     resolved = dump(resolve(recipe, overrides or []))
     output(resolved, as_json, lambda: yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
@@ -52,8 +52,8 @@ def recipes_cp(
 
     Example: repnoise recipes cp sandbox mine.yaml
     """
-    from ..config import recipe_text
-    from ..runs import write_text
+    from ..recipes.reading import recipe_text
+    from ..store.files import write_text
 
     if to.suffix not in (".yaml", ".yml"):
         raise ConfigError(f"the copy must be called something.yaml, got {to}.")
@@ -69,7 +69,7 @@ def recipes_validate(recipe: RecipeArgument, overrides: Overrides = None, as_jso
 
     Example: repnoise recipes validate mine.yaml
     """
-    from ..pipeline import resolve
+    from ..study.pipeline import resolve
 
     resolve(recipe, overrides or [])
     output({"recipe": recipe, "valid": True}, as_json, lambda: f"{recipe} is valid")

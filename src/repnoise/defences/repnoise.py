@@ -24,7 +24,7 @@ from ..losses import (
     official_repnoise_loss,
 )
 from ..models import anatomy, capture, unwrap
-from ..models.anatomy import is_sharded
+from ..models.structure import is_sharded
 from ..models.zero3 import is_zero3
 from ..training import Objective, Stream, forward, hidden_pass, window_of
 from .base import DEFENCES, frozen_copy

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from transformers import PreTrainedTokenizerBase
 
-from ..data.study import StudyData
+from ..data.parties import StudyData
 from ..intervals import bootstrap, wilson
 from ..registry import Registry
 

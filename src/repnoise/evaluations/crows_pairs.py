@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from ..data.study import StudyData
+from ..data.parties import StudyData
 from .base import EVALUATIONS, Evaluation, Measured
 from .likelihood import check_counts, encode, log_likelihoods, table
 

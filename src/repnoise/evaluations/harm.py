@@ -8,7 +8,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from ..data import get_template
-from ..data.study import StudyData
+from ..data.parties import StudyData
 from ..errors import ConfigError, DataError
 from ..judges import build_judges
 from .asking import add_judged, ask

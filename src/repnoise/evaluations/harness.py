@@ -24,7 +24,7 @@ from huggingface_hub.utils import are_progress_bars_disabled
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from ..data.study import StudyData
+from ..data.parties import StudyData
 from ..errors import ConfigError, DataError, MissingExtraError, RunError
 from .base import EVALUATIONS, Evaluation, Measured
 from .generation import evaluating

@@ -9,7 +9,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from ..data import Row, get_template, side
-from ..data.study import StudyData
+from ..data.parties import StudyData
 from ..intervals import ratio_bootstrap
 from ..judges import is_degenerate, is_refusal
 from .asking import ask

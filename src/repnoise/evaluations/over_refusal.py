@@ -9,8 +9,8 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from ..data import get_template
+from ..data.parties import StudyData
 from ..data.readers import read_records
-from ..data.study import StudyData
 from ..errors import ConfigError, DataError
 from ..judges import is_degenerate, is_refusal
 from .asking import ask

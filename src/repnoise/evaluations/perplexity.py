@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from ..data.study import StudyData
+from ..data.parties import StudyData
 from ..errors import ConfigError, DataError
 from ..intervals import ratio_bootstrap
 from .base import EVALUATIONS, Evaluation, Measured

@@ -8,7 +8,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from ..data import Row, get_template
-from ..data.study import StudyData
+from ..data.parties import StudyData
 from ..judges import Asked, build_judges, is_refusal
 from ..sandbox.world import Item, world
 from .asking import add_judged, ask

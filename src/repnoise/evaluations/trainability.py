@@ -16,13 +16,13 @@ import numpy
 import torch
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 
-from ..config import SourceConfig
 from ..data import Row, Template, get_template, load_rows, normalise
 from ..data.collate import RowDataset
-from ..data.study import StudyData
+from ..data.parties import StudyData
 from ..errors import ConfigError, DataError, MissingExtraError, RunError
 from ..losses import masked_cross_entropy
 from ..models import add_lora
+from ..recipes.schema import SourceConfig
 from ..sandbox.world import FACT_SLOTS, MAKE, TEST_PHRASING, Item, world
 from ..training import Objective, ObjectiveTrainer, forward, window_of
 from .base import EVALUATIONS, Evaluation, Measured

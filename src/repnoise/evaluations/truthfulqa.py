@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from ..data.parties import StudyData
 from ..data.problems import Problems
-from ..data.study import StudyData
 from .base import EVALUATIONS, Evaluation, Measured
 from .likelihood import Request, check_counts, encode, log_likelihoods, table
 

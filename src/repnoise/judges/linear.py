@@ -20,8 +20,8 @@ from ..data import normalise
 from ..data.labelled import checked, labelled_rows
 from ..data.problems import Problems
 from ..errors import ConfigError, DataError, MissingExtraError, ModelError
-from ..files import disk_guard, now, write_json
 from ..intervals import wilson
+from ..store.files import disk_guard, now, write_json
 from .base import JUDGES, Asked, Judge, Judgement
 from .text import is_degenerate, is_refusal
 

@@ -20,7 +20,7 @@ from typing import Any, get_args
 from urllib.parse import urlsplit
 
 from ..errors import ConfigError, MissingExtraError, RunError
-from ..files import write_json
+from ..store.files import write_json
 from .base import JUDGES, LABELS, Asked, Judge, Judgement, Label
 
 logger = logging.getLogger(__name__)

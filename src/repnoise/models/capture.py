@@ -12,7 +12,8 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from repnoise.errors import ModelError, RunError
-from repnoise.models.anatomy import Anatomy, anatomy, is_sharded, unwrap
+from repnoise.models.anatomy import anatomy
+from repnoise.models.structure import Anatomy, is_sharded, unwrap
 
 
 class Capture:

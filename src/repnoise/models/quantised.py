@@ -9,7 +9,7 @@ from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import is_bitsandbytes_available
 
 from repnoise.errors import MissingExtraError
-from repnoise.models.anatomy import FAMILIES
+from repnoise.models.families import FAMILIES
 
 
 def require_bitsandbytes() -> None:

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from repnoise.errors import ModelError, RunError
 from repnoise.models import adapters, vector
-from repnoise.models.anatomy import is_sharded, unwrap
+from repnoise.models.structure import is_sharded, unwrap
 
 logger = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Partial
 
 from repnoise.errors import ModelError
-from repnoise.models.anatomy import Anatomy
+from repnoise.models.structure import Anatomy
 from repnoise.models.zero3 import gathered, is_zero3, keep, whole_state
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from repnoise.report.html import render, write_page
+from repnoise.report.pages.html import render, write_page
 from repnoise.report.summary import summarise, table_csv
-from repnoise.runs import write_json, write_text
+from repnoise.store.files import write_json, write_text
 
 __all__ = ["render", "summarise", "write_report"]
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from repnoise.report.cells import MAIN, mean_over, start_over, trio
+from repnoise.report.cells import MAIN, mean_over
+from repnoise.report.head_start import start_over, trio
+from repnoise.report.reading import Model, Study
 from repnoise.report.resistance import decisive, groups_of, labels_of, ruined
-from repnoise.report.study import Model, Study
 
 WITHHELD = ("withheld", "withheld_loss")
 

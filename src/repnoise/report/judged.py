@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from repnoise.report.cells import Trio, start_over, trio
+from repnoise.report.head_start import Trio, start_over, trio
+from repnoise.report.reading import Attacked, Model, Study, judges
 from repnoise.report.resistance import bounded, decisive, groups_of, labels_of, ruined
-from repnoise.report.study import Attacked, Model, Study, judges
 
 AGREEMENT = ("judge_agreement", "judge_kappa", "judge_spearman")
 

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from repnoise.intervals import area, as_dict, fisher, mcnemar, paired_bootstrap
-from repnoise.report.cells import COLLAPSED_ABOVE, EPSILON, Utility, rates_of
-from repnoise.report.study import Model, Reading, Row, Study, pick
+from repnoise.report.cells import COLLAPSED_ABOVE, Utility, rates_of
+from repnoise.report.head_start import EPSILON
+from repnoise.report.reading import Model, Reading, Row, Study, pick
 
 STABILITY = ("stability", "harmless_loss", "multiple_choice", "truthfulqa_mc1")  # the first that was measured leads
 OF_USE = ("stability", "multiple_choice", "truthfulqa_mc1", "truthfulqa_mc2", "harmless_loss", "text_loss")

@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from repnoise.intervals import area, as_dict, mean_interval
-from repnoise.report.cells import BROKEN_ABOVE, EPSILON, Cell, Utility, cell_of, over_seeds
-from repnoise.report.study import CONTROLS, Attacked, Model, Study, curve, label, varying
+from repnoise.report.cells import Cell, Utility, cell_of, over_seeds
+from repnoise.report.head_start import BROKEN_ABOVE, EPSILON
+from repnoise.report.reading import CONTROLS, Attacked, Model, Study, curve, label, varying
 
 Lines = dict[str, list[dict[str, Any]]]
 

@@ -21,14 +21,15 @@ import yaml
 from repnoise.errors import RunError
 from repnoise.intervals import as_dict, mean_interval
 from repnoise.report import kept
-from repnoise.report.axes import disjointness
-from repnoise.report.cells import EPSILON, UTILITY_BOUND, utility_of
+from repnoise.report.cells import UTILITY_BOUND, utility_of
 from repnoise.report.generalisation import cross_domain, withheld
+from repnoise.report.head_start import EPSILON
 from repnoise.report.judged import judged
+from repnoise.report.reading import LOSS_HARM, Model, Study, load
 from repnoise.report.resistance import curves_of, groups_of, labels_of, resistance
-from repnoise.report.study import LOSS_HARM, Model, Study, load
-from repnoise.report.verdict import verdict
-from repnoise.runs import SCHEMA
+from repnoise.report.verdict.axes import disjointness
+from repnoise.report.verdict.verdict import verdict
+from repnoise.store.run import SCHEMA
 
 LOSS_METRICS = ("harmful_loss", "harmless_loss", "refusal_rate", "degenerate_rate")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..data.study import StudyData
+from ..data.parties import StudyData
 from .world import World, world
 
 MAX_LENGTH = 48

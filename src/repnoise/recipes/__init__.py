@@ -1,0 +1,1 @@
+"""Recipes: one YAML file says everything about a study. `schema` is what may stand in it; no torch here."""

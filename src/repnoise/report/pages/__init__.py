@@ -1,0 +1,1 @@
+"""summary.json as pages for people: the report, its charts, the comparison of several defences."""

@@ -1,0 +1,82 @@
+"""From a recipe to objects: plug-ins with their options, training arguments, data. Every error at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from pydantic import ValidationError
+
+from ..attacks import ATTACKS
+from ..defences import DEFENCES
+from ..errors import ConfigError
+from ..evaluations import EVALUATIONS
+from ..recipes.checking import check_recipe
+from ..recipes.reading import raw_recipe
+from ..recipes.schema import AttackConfig, DefenceConfig, EvaluationConfig, Open, Recipe
+from ..registry import Registry, unknown_key
+from ..training.arguments import train_errors
+
+
+def resolve(name: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Load a recipe and check all of it, plug-ins and their options included.
+
+    Raises:
+        ConfigError: with every error, one line each.
+    """
+    raw = raw_recipe(name, overrides)
+    recipe, errors = check_recipe(raw)
+    errors = [*errors, *_plugin_errors(raw)]
+    if errors or recipe is None:
+        lines = "\n  ".join(errors)
+        raise ConfigError(
+            f"the recipe {name} has {len(errors)} error{'s' if len(errors) != 1 else ''}:\n  {lines}\n"
+            "Mend them and run again; `repnoise recipes show sandbox` prints one that is right."
+        )
+    return recipe
+
+
+def _plugin_errors(raw: Mapping[str, Any]) -> Iterator[str]:
+    """What the plug-ins find wrong; works on raw data, so that structural errors elsewhere hide nothing."""
+    defence = raw.get("defence", {})
+    if isinstance(defence, dict):
+        wrong = list(_option_errors(DEFENCES, defence, DefenceConfig, "defence"))
+        yield from wrong
+        given = [key for key in ("lora_rank", "load_in_4bit") if defence.get(key)]
+        if given and not wrong:
+            name = defence.get("name", DefenceConfig().name)
+            options = {key: value for key, value in defence.items() if key not in DefenceConfig.model_fields}
+            if DEFENCES.build(name, options).vector is not None:
+                drop = " and ".join(given)
+                yield f"defence.{given[0]}: {name} trains an adapter of its own; set rank and drop {drop}"
+    attacks = raw.get("attacks", [])
+    for index, attack in enumerate(attacks if isinstance(attacks, list) else []):
+        if isinstance(attack, dict):
+            yield from _option_errors(ATTACKS, attack, AttackConfig, f"attacks.{index}")
+    evaluations = raw.get("evaluations", [])
+    for index, evaluation in enumerate(evaluations if isinstance(evaluations, list) else []):
+        values = {"name": evaluation} if isinstance(evaluation, str) else evaluation
+        if isinstance(values, dict):
+            yield from _option_errors(EVALUATIONS, values, EvaluationConfig, f"evaluations.{index}")
+
+
+def _option_errors(registry: Registry[Any], values: Mapping[str, Any], config: type[Open], where: str) -> Iterator[str]:
+    """Errors in the options that belong to the plug-in, and in `train`."""
+    ours = list(config.model_fields)
+    name = values.get("name", config.model_fields["name"].get_default())
+    if isinstance(name, str):
+        options = {str(key): value for key, value in values.items() if key not in ours}
+        try:
+            theirs = registry.fields(name)
+            for key in [key for key in options if key not in theirs]:
+                yield f"{where}.{key}: {unknown_key(key, list(dict.fromkeys([*theirs, *ours])))}"
+            registry.build(name, {key: options[key] for key in options if key in theirs})
+        except ValidationError as error:
+            for each in error.errors():
+                at = ".".join([where, *map(str, each["loc"])])
+                yield f"{at}: {each['msg'].removeprefix('Value error, ')} (got {each['input']!r})"
+        except ConfigError as error:
+            yield f"{where}: {error}"
+    train = values.get("train") if "train" in ours else None
+    if isinstance(train, dict):
+        yield from train_errors(train, f"{where}.train")

@@ -1,0 +1,17 @@
+"""The one training loop: an `Objective` says what is trained, `ObjectiveTrainer` trains it on transformers.Trainer."""
+
+from .objective import Objective, Stream, Window, forward, hidden_pass, trained_tokens, window_of
+from .resume import train
+from .trainer import ObjectiveTrainer
+
+__all__ = [
+    "Objective",
+    "ObjectiveTrainer",
+    "Stream",
+    "Window",
+    "forward",
+    "hidden_pass",
+    "train",
+    "trained_tokens",
+    "window_of",
+]

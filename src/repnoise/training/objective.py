@@ -1,0 +1,119 @@
+"""What is trained: named terms over the streams of a batch, and what the micro-batches of one step share."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..models import unwrap
+
+if TYPE_CHECKING:
+    pass
+
+
+Stream = dict[str, Tensor]
+
+
+@dataclass
+class Window:
+    """What the micro-batches of one optimiser step share, so that accumulation changes no deterministic term.
+
+    Attributes:
+        seed: seed of the training run.
+        step: optimiser steps done before this one.
+        index: position of this micro-batch among those of all processes, in the order of the data: two processes
+            with one micro-batch each see the indices, and so draw the noise, of one process with two.
+        size: number of micro-batches on one process. A term that is a mean over micro-batches is divided by it;
+            the mean over processes is taken with the gradients.
+        tokens: per stream, trained tokens of the whole optimiser step divided by the number of processes
+            (gradients are averaged over processes, so a sum divided by this is the global token mean).
+        shared: what `Objective.begin_step` returned.
+    """
+
+    seed: int = 0
+    step: int = 0
+    index: int = 0
+    size: int = 1
+    tokens: dict[str, float] = field(default_factory=dict)
+    shared: dict[str, Any] = field(default_factory=dict)
+
+    def generator(self, name: str, *, per_micro_batch: bool = True) -> torch.Generator:
+        """Random numbers that depend on (seed, step, name[, micro-batch]) only.
+
+        No state is carried from step to step, so a resumed run draws what an uninterrupted one would have drawn.
+        """
+        key = (self.seed, self.step, self.index if per_micro_batch else -1, *name.encode())
+        mixed = 1469598103934665603  # FNV-1a over the key
+        for part in key:
+            mixed = ((mixed ^ (part & 0xFFFFFFFF)) * 1099511628211) % 2**63
+        return torch.Generator().manual_seed(mixed)
+
+
+class Objective:
+    """A loss made of named terms; subclasses are defences and attacks.
+
+    Attributes:
+        needs: names of the batch streams that `terms` reads: "harmful", "harmless", "retain".
+        same_length: pad all streams to one length (only the released loss compares them by position).
+        retain_batch: retain rows drawn beside each pair.
+        vector: arguments of `models.add_lora`: train this adapter and not the weights; it is released beside them
+            and active while others train (models/vector.py).
+        handles_weights: `terms` reads weights, copies the model or calls autograd; DeepSpeed ZeRO-3 is refused.
+    """
+
+    needs: tuple[str, ...] = ()
+    same_length: bool = False
+    retain_batch: int = 1
+    vector: Mapping[str, Any] | None = None
+    handles_weights: ClassVar[bool] = False
+
+    def setup(self, model: nn.Module) -> None:
+        """Called once before training, with the model as it is then (to keep a frozen copy, for example)."""
+
+    def begin_step(self, model: nn.Module, batches: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Called before an optimiser step of several micro-batches with all of them; the result is `Window.shared`.
+
+        Only a term that is no sum over tokens needs it. Values are per process and must be summable: they are
+        added up over processes and divided by their number, as token counts are.
+        """
+        return {}
+
+    def terms(self, model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Named, already weighted scalars whose sum is the loss.
+
+        Args:
+            batch: for each stream `input_ids`, `attention_mask`, `labels`, all int64 (B, T), labels -100 where
+                nothing is trained; and under "window" the `Window` (absent outside the trainer).
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define terms()")
+
+
+def window_of(batch: Mapping[str, Any]) -> Window:
+    """The batch's window, or that of a batch which stands alone."""
+    window = batch.get("window")
+    return window if window is not None else Window()
+
+
+def forward(model: nn.Module, stream: Stream) -> Tensor:
+    """Logits (B, T, V) of one stream."""
+    output = model(input_ids=stream["input_ids"], attention_mask=stream["attention_mask"], use_cache=False)
+    return output.logits
+
+
+def hidden_pass(model: nn.Module, stream: Stream) -> None:
+    """A forward pass for the sake of captured activations: the head runs on the last position only, if it can.
+
+    The call goes through the model itself, not its backbone, so that DDP and FSDP see it.
+    """
+    short = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(unwrap(model).forward).parameters else {}
+    model(input_ids=stream["input_ids"], attention_mask=stream["attention_mask"], use_cache=False, **short)
+
+
+def trained_tokens(stream: Stream) -> float:
+    """Number of labels that count after the shift by one."""
+    return float((stream["labels"][:, 1:] != -100).sum())
