@@ -6,6 +6,7 @@ import contextlib
 import errno
 import json
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -221,7 +222,7 @@ def test_no_rows_at_all_is_an_error(tmp_path: Path) -> None:
 def test_a_second_process_is_told_who_holds_the_folder(tmp_path: Path) -> None:
     with Run(tmp_path).start(**START) as run:
         code = (
-            "import sys; from pathlib import Path; from repnoise.runs import Run\n"
+            "import sys; from pathlib import Path; from repnoise.store.run import Run\n"
             "Run(Path(sys.argv[1])).start(stage='base', name='base', hash='0')"
         )
         done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
@@ -233,7 +234,7 @@ def test_a_second_process_is_told_who_holds_the_folder(tmp_path: Path) -> None:
 def test_a_stale_lock_is_taken_over(tmp_path: Path, content: str) -> None:
     if content == "OTHER BIRTH":  # the id of a dead process that a living one has now
         content = json.dumps({"pid": os.getpid(), "host": "HOST", "birth": "1"})
-    (tmp_path / ".lock").write_text(content.replace("HOST", files.platform.node()))
+    (tmp_path / ".lock").write_text(content.replace("HOST", platform.node()))
     with folder_lock(tmp_path) as path:
         assert json.loads(path.read_text())["pid"] == os.getpid()
     assert not path.exists()

@@ -37,7 +37,7 @@ def test_zero3_config() -> None:
 def test_zero3_is_refused_where_weights_are_handled(
     name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, make_model: Any, make_tokenizer: Any
 ) -> None:
-    monkeypatch.setattr(training, "_is_zero3", lambda accelerator: True)
+    monkeypatch.setattr(training, "is_zero3", lambda accelerator: True)
     args: Any = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
     common = {"model": make_model("llama"), "args": args, "processing_class": make_tokenizer()}
     with pytest.raises(ConfigError, match="ZeRO-3"):
