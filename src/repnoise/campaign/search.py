@@ -30,12 +30,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers.utils import logging as transformers_logging
 
+from ..bars import DEFAULT
 from ..errors import ConfigError, RunError
 from ..recipes.checking import dump
 from ..recipes.schema import AttackConfig, Recipe
-from ..report.head_start import VOID_BELOW, Trio, start_over
+from ..report.head_start import Trio, head_start
 from ..report.pages import plots
-from ..report.reading import Reading, pick
+from ..report.readings import Reading, pick
+from ..report.records import Point
 from ..store.files import write_json, write_text
 from ..store.provenance import canonical_hash, one_line
 from ..store.run import SCHEMA
@@ -164,13 +166,15 @@ def try_one(hunt: Hunt, trial: optuna.Trial) -> float:
             for who in ("undefended", "floor", "defended"):
                 trial.set_user_attr(who, _mean(found, who))
             trial.set_user_attr("seconds", round(time.monotonic() - began, 2))
-            if all(each.void for each in found):
-                trial.set_user_attr("reason", f"void: the undefended model gains less than {VOID_BELOW} over the floor")
+            if all(each.void(DEFAULT) for each in found):
+                trial.set_user_attr(
+                    "reason", f"void: the undefended model gains less than {DEFAULT.gain:g} over the floor"
+                )
                 raise optuna.TrialPruned
     except RunError as error:
         trial.set_user_attr("reason", one_line(str(error)))
         raise optuna.TrialPruned from error
-    starts = [start for each in found if (start := each.head_start) is not None]
+    starts = [start for each in found if (start := each.head_start(DEFAULT)) is not None]
     return sum(starts) / len(starts)
 
 
@@ -235,15 +239,15 @@ def run_search(
 def again(whole: Sequence[Trio], seeds: Sequence[int]) -> dict[str, Any]:
     """The worst cell on fresh seeds, and on the items that the search did not see where rows hold items."""
     unseen = half(whole, 1)
-    start, method = start_over(unseen)
-    every, _ = start_over(whole)
+    start, method = head_start(unseen, DEFAULT)
+    every, _ = head_start(whole, DEFAULT)
     halved = any(each.defended is not None and each.defended.items is not None for each in unseen)
     return {
-        "head_start": start,
+        "head_start": dataclasses.asdict(start) if start else None,
         "interval": method,
         "seeds": list(seeds),
         "items": "every other test item, none of them seen by the search" if halved else "the same as in the search",
-        "head_start_all_items": every,
+        "head_start_all_items": dataclasses.asdict(every) if every else None,
         **{who: _mean(unseen, who) for who in ("defended", "undefended", "floor")},
     }
 
@@ -299,7 +303,7 @@ def outcome(hunt: Hunt, found: Sequence[Any], wanted: int) -> dict[str, Any]:
                 worst = row if key == "head_start" else worst
         rows.append({**row, **{f"best_{key}": value for key, value in best.items()}})
     d, u, f = best["defended"], best["undefended"], best["floor"]
-    apart = None if d is None or u is None or f is None or u - f < VOID_BELOW else (d - f) / (u - f)
+    apart = None if d is None or u is None or f is None or u - f < DEFAULT.gain else (d - f) / (u - f)
     return {
         "schema": SCHEMA,
         "defence": hunt.study.defended().run.path.name,
@@ -327,7 +331,7 @@ def write(hunt: Hunt, result: dict[str, Any]) -> None:
         writer.writerow([*(row[k] for k in plain), *((row["config"] or {}).get(k) for k in axes), row["reason"]])
     write_text(hunt.folder / "search.csv", file.getvalue())
     line = [
-        {"step": index, "mean": row["best_head_start"], "lo": None, "hi": None}
+        Point(index, row["best_head_start"])
         for index, row in enumerate(result["trials"], 1)
         if row["best_head_start"] is not None
     ]

@@ -21,7 +21,8 @@ from transformers.utils import logging as transformers_logging
 
 from ..errors import RunError
 from ..recipes.checking import dump
-from ..report.pages.comparison import PLAN, write_comparison
+from ..report.comparison import SWEEP
+from ..report.pages.comparison import write_comparison
 from ..store.files import write_json, write_yaml
 from ..store.lock import folder_lock
 from ..store.provenance import canonical_hash
@@ -118,7 +119,7 @@ class Arena:
             "controls": list(self.first.recipe.controls),
             "defences": [{"label": label, "run": self.targets[label].run.path.name} for label in self.studies],
         }
-        write_json(self.folder / PLAN, plan)
+        write_json(self.folder / SWEEP, plan)
 
     def _recorded(self, cell: dict[str, Any]) -> dict[str, Any]:
         """The attack's settings as its manifest has them, once it is done."""
