@@ -95,7 +95,7 @@ def test_killed_in_the_middle(small: Any, cli: Callable[..., Any]) -> None:
     workers = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    _, alive = psutil.wait_procs(workers, timeout=15)
+    _, alive = psutil.wait_procs(workers, timeout=PATIENCE)
     assert not alive
     done = manifests(small.out)
     answer = cli("sweep", path, "--out", small.out, "--quiet")

@@ -145,6 +145,7 @@ def test_head_starts_are_averaged_over_the_seeds_that_are_not_void() -> None:
         head_start_bootstrap(defended, undefended, floor[:, :5], least_gain=0.1)
 
 
+@pytest.mark.bench
 def test_a_bootstrap_of_a_cell_is_fast_enough_for_a_grid() -> None:
     rng = np.random.default_rng(0)
     cells = [(rng.random((3, 100)), 0.8 + 0.2 * rng.random((3, 100)), 0.1 * rng.random((3, 100))) for _ in range(20)]
