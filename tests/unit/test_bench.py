@@ -135,7 +135,8 @@ def test_memory_of_the_exact_objective(measured: dict[str, Any]) -> None:
     few = {case: row["peak_bytes"] for case, row in measured["few"].items()}
     for peak in (many, few):
         assert peak["exact"] <= 1.1 * peak["plain"] + layer, measured
-    assert many["exact"] - few["exact"] < layer, (many, few)
+    growth = {case: many[case] - few[case] for case in few}  # by six layers; plain pays for their weights too
+    assert growth["exact"] - growth["plain"] < layer, (many, few)
     # the formula with the logits of all layers kept must break the bounds: else this test could not fail
     assert many["naive"] > 1.1 * many["plain"] + 10 * layer
 
