@@ -135,7 +135,7 @@ def in_words(found: Needed | None, *, seeds: int | None = None, items: int | Non
         ways.append(f"about {found.seeds} seeds instead of {seeds}")
     if found is not None and found.items is not None and items is not None:
         ways.append(f"about {found.items} items instead of {items}")
-    return f"{', or '.join(ways)} (80 % power)" if ways else "more seeds or items than are worth it: it lies at the bar"
+    return f"{', or '.join(ways)} (80 % power)" if ways else "more than 1000 seeds or items, as it lies near the bar,"
 
 
 def difference(trios: Sequence[Trio]) -> Estimate | None:
