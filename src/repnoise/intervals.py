@@ -7,10 +7,9 @@ simulated in tests/unit/test_coverage.py.
 from __future__ import annotations
 
 import bisect
-import functools
 import math
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal, NamedTuple, Protocol
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -50,11 +49,6 @@ class Estimate(Protocol):
     def hi(self) -> float | None: ...
     @property
     def n(self) -> int: ...
-
-
-def as_dict(interval: Estimate) -> dict[str, Any]:
-    """The interval of a mean as it stands in summary.json."""
-    return {"mean": interval.value, "lo": interval.lo, "hi": interval.hi, "n": interval.n}
 
 
 def _sample(values: ArrayLike, what: str) -> np.ndarray:
@@ -177,16 +171,6 @@ def bootstrap(
     return _around(mean, max(mean - lo, share * down), max(hi - mean, share * up), n, bounds)
 
 
-def paired_difference(
-    a: Sequence[float], b: Sequence[float], *, bounds: Bounds | None = None, items: int | None = None
-) -> Interval:
-    """Mean of a - b, pair by pair, with Student's t interval of the differences; see `mean_interval`."""
-    first, second = _sample(a, "A paired difference"), _sample(b, "A paired difference")
-    if first.size != second.size:
-        raise RunError(f"A paired difference needs two lists of one length, got {first.size} and {second.size}.")
-    return mean_interval(first - second, bounds=bounds, items=items)
-
-
 def ratio_bootstrap(
     numerators: Sequence[float], denominators: Sequence[float], seed: int = 0, resamples: int = 2000
 ) -> Interval:
@@ -211,8 +195,6 @@ def ratio_bootstrap(
 
 
 # ---------------------------------------------------------------------------------- seeds x items
-
-RESAMPLES = 2000
 
 
 def grid(values: ArrayLike, what: str = "A grid") -> np.ndarray:
@@ -337,86 +319,6 @@ def head_start_interval(
     return _crossed(values, (far, far), None)
 
 
-@functools.lru_cache(maxsize=32)
-def _shares(n: int, level: str, resamples: int, seed: int) -> np.ndarray:
-    """(resamples, n): the share of each of n things in a resample with replacement; kept, as cells are alike."""
-    rng = np.random.default_rng([seed, n, *level.encode()])
-    return rng.multinomial(n, np.full(n, 1 / n), size=resamples) / n
-
-
-def _percentiles(values: np.ndarray) -> tuple[float, float]:
-    lo, hi = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(lo), float(hi)
-
-
-def paired_bootstrap(a: ArrayLike, b: ArrayLike, seed: int = 0, resamples: int = RESAMPLES) -> Interval:
-    """Mean of a - b with a percentile interval by a two-level bootstrap; n counts the items.
-
-    Too narrow for few seeds: use `paired_interval`.
-
-    Seeds and items are crossed (every seed asks the same items), so each resample draws seeds and items
-    independently, and the same ones for `a` and `b` (Owen 2007, "The pigeonhole bootstrap").
-
-    Args:
-        a, b: (seeds, items), or the items of one seed; with one seed only items are resampled.
-    """
-    first, second = _grids("A paired bootstrap", a, b)
-    seeds, items = first.shape
-    value = float((first - second).mean())
-    if items == 1 and seeds == 1:
-        return Interval(value, None, None, 1)
-    means = (first - second) @ _shares(items, "items", resamples, seed).T  # (seeds, resamples)
-    lo, hi = _percentiles((means * _shares(seeds, "seeds", resamples, seed).T).sum(0))
-    return Interval(value, lo, hi, items)
-
-
-def head_start_bootstrap(
-    defended: ArrayLike,
-    undefended: ArrayLike,
-    floor: ArrayLike,
-    *,
-    least_gain: float,
-    seed: int = 0,
-    resamples: int = RESAMPLES,
-) -> Interval | None:
-    """Mean over seeds of (defended - floor) / (undefended - floor) with a two-level bootstrap interval.
-
-    Too narrow for few seeds (three cover 0.79 to 0.90 where they differ by 0.2): use `head_start_interval`.
-
-    Seeds and items are resampled jointly for the three models, so that what is hard for all of them cancels. A
-    seed whose gain (undefended - floor) is below `least_gain` is void and left out, in the resamples as in
-    the data. None where every seed is void; no interval where most resamples are.
-
-    Args:
-        defended, undefended, floor: harm scores of (seeds, items), or the items of one seed.
-    """
-    grids = _grids("A head start", defended, undefended, floor)
-    _, seeds, items = grids.shape
-
-    def starts(means: np.ndarray, shares: np.ndarray) -> np.ndarray:
-        """means (3, seeds, R), shares (seeds, R) -> head starts of the resamples that are not void."""
-        gain = means[1] - means[2]
-        counts = gain >= least_gain
-        ratios = np.divide(means[0] - means[2], gain, out=np.zeros_like(gain), where=counts)
-        weight = shares * counts
-        total = weight.sum(0)
-        return (ratios * weight).sum(0)[total > 0] / total[total > 0]
-
-    found = starts(grids.mean(2, keepdims=True), np.full((seeds, 1), 1 / seeds))
-    if not len(found):
-        return None
-    value = float(found[0])
-    if items == 1 and seeds == 1:
-        return Interval(value, None, None, 1)
-    resampled = starts(grids @ _shares(items, "items", resamples, seed).T, _shares(seeds, "seeds", resamples, seed).T)
-    if len(resampled) < resamples / 2:
-        return Interval(value, None, None, items)
-    return Interval(value, *_percentiles(resampled), items)
-
-
-# ---------------------------------------------------------------------------------- decisions
-
-
 def side(interval: Estimate, bar: float) -> Literal["above", "below"] | None:
     """On which side of `bar` the whole interval lies; None where it holds the bar, or where there is none."""
     if interval.lo is None or interval.hi is None:
@@ -424,16 +326,6 @@ def side(interval: Estimate, bar: float) -> Literal["above", "below"] | None:
     if interval.lo > bar + TINY:
         return "above"
     return "below" if interval.hi <= bar + TINY else None
-
-
-def decide(cells: Iterable[Estimate], bar: float) -> Literal["established", "broken", "not established"]:
-    """Broken: some cell lies above `bar`. Established: every cell lies below. By whole intervals, never by means."""
-    sides = [side(cell, bar) for cell in cells]
-    if not sides:
-        raise RunError("A decision needs at least one cell. Nothing measured establishes nothing.")
-    if "above" in sides:
-        return "broken"
-    return "established" if None not in sides else "not established"
 
 
 class Needed(NamedTuple):

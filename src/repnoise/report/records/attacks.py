@@ -95,8 +95,9 @@ class Cell:
     Attributes:
         id: joins cells of one attack over models, judges and categories: the attack and the harm.
         covers: directions of attack that it goes in.
-        head_start: over the seeds that are not void; of the fresh seeds alone where the cell was measured again.
-        first: then, what the first seeds had said.
+        head_start: over all seeds that are not void, also where the cell was measured again: looking twice errs on
+            either side of the bar no more often than each look does.
+        first, fresh: then, what the first seeds had said, for which the cell was picked, and what the fresh ones say.
         counted: the head start that ranks the cell. A collapsed model is never better than one that refuses honestly,
             so it counts as 0 at least.
         says: "broken": the lower end is above the bar. "holds": the upper end is not. "open": the interval cannot
@@ -122,6 +123,7 @@ class Cell:
     difference: Estimate | None
     head_start: Estimate | None
     first: Estimate | None
+    fresh: Estimate | None
     counted: float | None
     says: Says | None
     settles: str
