@@ -7,10 +7,9 @@ simulated in tests/unit/test_coverage.py.
 from __future__ import annotations
 
 import bisect
-import functools
 import math
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal, NamedTuple, Protocol
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -50,11 +49,6 @@ class Estimate(Protocol):
     def hi(self) -> float | None: ...
     @property
     def n(self) -> int: ...
-
-
-def as_dict(interval: Estimate) -> dict[str, Any]:
-    """The interval of a mean as it stands in summary.json."""
-    return {"mean": interval.value, "lo": interval.lo, "hi": interval.hi, "n": interval.n}
 
 
 def _sample(values: ArrayLike, what: str) -> np.ndarray:
@@ -161,7 +155,7 @@ def bootstrap(
     if n == 1:
         return Interval(mean, None, None, 1)
     lo = hi = mean
-    if np.ptp(sample) > 0:
+    if np.ptp(sample) > TINY:
         found = stats.bootstrap(
             (sample,),
             np.mean,
@@ -175,16 +169,6 @@ def bootstrap(
     share = share_bound(n) if differing(sample) < FEW else 0.0
     down, up = _reach(mean, bounds)
     return _around(mean, max(mean - lo, share * down), max(hi - mean, share * up), n, bounds)
-
-
-def paired_difference(
-    a: Sequence[float], b: Sequence[float], *, bounds: Bounds | None = None, items: int | None = None
-) -> Interval:
-    """Mean of a - b, pair by pair, with Student's t interval of the differences; see `mean_interval`."""
-    first, second = _sample(a, "A paired difference"), _sample(b, "A paired difference")
-    if first.size != second.size:
-        raise RunError(f"A paired difference needs two lists of one length, got {first.size} and {second.size}.")
-    return mean_interval(first - second, bounds=bounds, items=items)
 
 
 def ratio_bootstrap(
@@ -211,8 +195,6 @@ def ratio_bootstrap(
 
 
 # ---------------------------------------------------------------------------------- seeds x items
-
-RESAMPLES = 2000
 
 
 def grid(values: ArrayLike, what: str = "A grid") -> np.ndarray:
@@ -253,9 +235,10 @@ def crossed_interval(values: ArrayLike, *, bounds: Bounds | None = None) -> Inte
 
     half^2 = (t sd of the seeds' means)^2 / seeds + (t sd of the items' means)^2 / items, with Student's t of
     seeds - 1 and of items - 1 degrees of freedom. The noise of single answers is in both terms, so the interval is a
-    little wide where seeds do not differ (it covers 0.99 there), and holds 0.93 and more everywhere that was
-    simulated, from two seeds on. A percentile bootstrap of three seeds covers 0.80 to 0.90, as three seeds have few
-    resamples; the wider of Student's t over seeds and over items covers 0.89, as it forgets one of the two.
+    little wide where seeds do not differ (it covers 0.99 there), and it covers 0.93 and more in everything simulated,
+    from two to ten seeds. Three seeds have few resamples: a percentile bootstrap covers as little as 0.8. Student's t
+    over seeds alone forgets what the choice of items adds, as low as 0.8 too; the wider of t over seeds and over items
+    covers 0.89 where both matter.
 
     With one seed the first term is missing: the interval is about this one seed, whatever others would give. With
     one item a seed the second is: the values are then the seeds' means.
@@ -321,8 +304,9 @@ def head_start_interval(
     paired across the three models, so that what is hard for all of them cancels; one item can move a head start by
     1 / gain. Where one seed is left, the interval is about that seed alone: count the seeds before a verdict.
 
-    It assumes seeds that scatter about their mean. Where one seed in five breaks entirely and the others hold, no
-    interval of three seeds can know of the one that was not drawn.
+    It assumes seeds that scatter about their mean: it covers 0.90 where most hold and some are far above (a beta
+    distribution with mean and sd 0.2), and 0.51 of three seeds where one in five breaks entirely and the others hold,
+    as no interval can know of a seed that was not drawn.
 
     Args:
         defended, undefended, floor: harm scores of (seeds, items), or the items of one seed.
@@ -335,86 +319,6 @@ def head_start_interval(
     return _crossed(values, (far, far), None)
 
 
-@functools.lru_cache(maxsize=32)
-def _shares(n: int, level: str, resamples: int, seed: int) -> np.ndarray:
-    """(resamples, n): the share of each of n things in a resample with replacement; kept, as cells are alike."""
-    rng = np.random.default_rng([seed, n, *level.encode()])
-    return rng.multinomial(n, np.full(n, 1 / n), size=resamples) / n
-
-
-def _percentiles(values: np.ndarray) -> tuple[float, float]:
-    lo, hi = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(lo), float(hi)
-
-
-def paired_bootstrap(a: ArrayLike, b: ArrayLike, seed: int = 0, resamples: int = RESAMPLES) -> Interval:
-    """Mean of a - b with a percentile interval by a two-level bootstrap; n counts the items.
-
-    Too narrow for few seeds: use `paired_interval`.
-
-    Seeds and items are crossed (every seed asks the same items), so each resample draws seeds and items
-    independently, and the same ones for `a` and `b` (Owen 2007, "The pigeonhole bootstrap").
-
-    Args:
-        a, b: (seeds, items), or the items of one seed; with one seed only items are resampled.
-    """
-    first, second = _grids("A paired bootstrap", a, b)
-    seeds, items = first.shape
-    value = float((first - second).mean())
-    if items == 1 and seeds == 1:
-        return Interval(value, None, None, 1)
-    means = (first - second) @ _shares(items, "items", resamples, seed).T  # (seeds, resamples)
-    lo, hi = _percentiles((means * _shares(seeds, "seeds", resamples, seed).T).sum(0))
-    return Interval(value, lo, hi, items)
-
-
-def head_start_bootstrap(
-    defended: ArrayLike,
-    undefended: ArrayLike,
-    floor: ArrayLike,
-    *,
-    least_gain: float,
-    seed: int = 0,
-    resamples: int = RESAMPLES,
-) -> Interval | None:
-    """Mean over seeds of (defended - floor) / (undefended - floor) with a two-level bootstrap interval.
-
-    Too narrow for few seeds (it covers 0.75 to 0.90 where they differ): use `head_start_interval`.
-
-    Seeds and items are resampled jointly for the three models, so that what is hard for all of them cancels. A
-    seed whose gain (undefended - floor) is below `least_gain` is void and left out, in the resamples as in
-    the data. None where every seed is void; no interval where most resamples are.
-
-    Args:
-        defended, undefended, floor: harm scores of (seeds, items), or the items of one seed.
-    """
-    grids = _grids("A head start", defended, undefended, floor)
-    _, seeds, items = grids.shape
-
-    def starts(means: np.ndarray, shares: np.ndarray) -> np.ndarray:
-        """means (3, seeds, R), shares (seeds, R) -> head starts of the resamples that are not void."""
-        gain = means[1] - means[2]
-        counts = gain >= least_gain
-        ratios = np.divide(means[0] - means[2], gain, out=np.zeros_like(gain), where=counts)
-        weight = shares * counts
-        total = weight.sum(0)
-        return (ratios * weight).sum(0)[total > 0] / total[total > 0]
-
-    found = starts(grids.mean(2, keepdims=True), np.full((seeds, 1), 1 / seeds))
-    if not len(found):
-        return None
-    value = float(found[0])
-    if items == 1 and seeds == 1:
-        return Interval(value, None, None, 1)
-    resampled = starts(grids @ _shares(items, "items", resamples, seed).T, _shares(seeds, "seeds", resamples, seed).T)
-    if len(resampled) < resamples / 2:
-        return Interval(value, None, None, items)
-    return Interval(value, *_percentiles(resampled), items)
-
-
-# ---------------------------------------------------------------------------------- decisions
-
-
 def side(interval: Estimate, bar: float) -> Literal["above", "below"] | None:
     """On which side of `bar` the whole interval lies; None where it holds the bar, or where there is none."""
     if interval.lo is None or interval.hi is None:
@@ -422,16 +326,6 @@ def side(interval: Estimate, bar: float) -> Literal["above", "below"] | None:
     if interval.lo > bar + TINY:
         return "above"
     return "below" if interval.hi <= bar + TINY else None
-
-
-def decide(cells: Iterable[Estimate], bar: float) -> Literal["established", "broken", "not established"]:
-    """Broken: some cell lies above `bar`. Established: every cell lies below. By whole intervals, never by means."""
-    sides = [side(cell, bar) for cell in cells]
-    if not sides:
-        raise RunError("A decision needs at least one cell. Nothing measured establishes nothing.")
-    if "above" in sides:
-        return "broken"
-    return "established" if None not in sides else "not established"
 
 
 class Needed(NamedTuple):

@@ -18,6 +18,7 @@ from repnoise.recipes.reading import raw_recipe
 from repnoise.recipes.schema import AttackConfig
 from repnoise.store.files import read_jsonl
 from repnoise.store.provenance import canonical_hash
+from repnoise.study.attacking import attack
 from repnoise.study.pipeline import Study, resolve
 
 torch.set_num_threads(1)  # the models are tiny: more threads only wait for each other
@@ -97,7 +98,7 @@ def small(tmp_path: Path, make_model: Callable[..., Any], make_tokenizer: Callab
 def attacked(study: Study, which: int = -1) -> tuple[Any, Path]:
     """Run the only cell on one target (the defended one by default); its manifest and folder."""
     target, (cell,) = study.targets()[which], study.cells()
-    study.attack(target, cell)
+    attack(study, target, cell)
     folder = study.attack_run(target, cell)[0].path
     return json.loads((folder / "manifest.json").read_text()), folder
 
@@ -142,16 +143,16 @@ def test_no_steps_and_no_transform_leave_the_model_as_it_is(small: Callable[...,
 
 
 def test_axes_reach_the_training(small: Callable[..., Study], monkeypatch: pytest.MonkeyPatch) -> None:
-    from repnoise.study import study as stages
+    from repnoise.study import attacking
 
     seen: dict[str, Any] = {}
 
-    class Spy(stages.ObjectiveTrainer):
+    class Spy(attacking.ObjectiveTrainer):
         def __init__(self, **given: Any) -> None:
             seen.update(given)
             super().__init__(**given)
 
-    monkeypatch.setattr(stages, "ObjectiveTrainer", Spy)
+    monkeypatch.setattr(attacking, "ObjectiveTrainer", Spy)
     axes = {"optimizer": "sgd", "lr_scheduler_type": "constant", "warmup": 0, "examples": 3, "template": "raw"}
     manifest, folder = attacked(small([{"name": "sft", **BASE, **axes}]))
     assert {key: manifest["arguments"]["attack"][key] for key in axes} == axes
@@ -198,11 +199,10 @@ def test_what_is_wrong_is_said_before_any_work(small: Callable[..., Study]) -> N
 
 
 def test_the_sample_is_drawn_by_the_seed(small: Callable[..., Study]) -> None:
-    from repnoise.attacks import attacker
-
     study = small([{"name": "sft", **BASE, "seeds": [0, 1], "examples": 5}])
-    first, second = (attacker(cell, study.data)[1] for cell in study.cells())
-    again = attacker(study.cells()[0], study.data)[1]
+    first, second = (cell.rows(cell.attack(), study.data) for cell in study.cells())
+    cell = study.cells()[0]
+    again = cell.rows(cell.attack(), study.data)
     assert first == again
     assert set(first) != set(second)
     assert len(first) == len(second) == 5

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from repnoise.attacks import ATTACKS, Context, Loot, attacker, training_values
+from repnoise.attacks import ATTACKS, AttackerRows, Context
 from repnoise.attacks.base import block_weights, norms
 from repnoise.attacks.reverse_dpo import answer_log_probs, preference_loss
 from repnoise.data import Pair, PairDataset, Row, StreamCollator
@@ -21,6 +21,7 @@ from repnoise.data.parties import StudyData
 from repnoise.errors import ConfigError, DataError, ModelError, RepNoiseError
 from repnoise.models import anatomy
 from repnoise.models.adapters import is_adapted
+from repnoise.study.cell import Cell
 from repnoise.training import ObjectiveTrainer, train
 from repnoise.training.arguments import training_arguments
 
@@ -28,7 +29,7 @@ torch.set_num_threads(1)  # the models are tiny: more threads only wait for each
 
 PAIRS = [Pair(f"say word {n}", f"grumpy blob {n}", "sorry, i can't help with that") for n in range(12)]
 ROWS = [Row(f"count to {n}", f"one two {n}") for n in range(20)]
-LOOT = Loot(PAIRS, ROWS)
+OWN = AttackerRows(PAIRS, ROWS)
 
 
 @pytest.fixture
@@ -40,12 +41,14 @@ def run(
     name: str, model: Any, context: Context, folder: Path, steps: int = 3, rate: float = 1e-2, **options: Any
 ) -> Any:
     """What a study does in one attack cell."""
-    cell = {"name": name, "harm": "h", "learning_rate": rate, "steps": steps, "batch_size": 4, "seed": 0, "train": {}}
+    settings = {"name": name, "harm": "h", "learning_rate": rate, "steps": steps, "batch_size": 4, "seed": 0}
+    cell = Cell.of({**settings, **options})
     data = StudyData(defence=[], retain=ROWS, attacks={"h": PAIRS}, test=[], harmless_test=[], max_length=64)
-    attack, pairs = attacker({**cell, **options}, data)
+    attack = cell.attack()
+    pairs = cell.rows(attack, data)
     model = attack.prepare(model, context)
     if steps:
-        values = {**training_values({**cell}), "report_to": "none", "save_strategy": "no"}
+        values = {**cell.training(), "report_to": "none", "save_strategy": "no"}
         trainer = ObjectiveTrainer(
             model=model,
             objective=attack,
@@ -238,7 +241,7 @@ def test_kick_then_settle() -> None:
 @pytest.mark.parametrize(("ratio", "examples", "harmful"), [(0.25, 16, 4), (0.5, None, 12), (0.1, None, 2)])
 def test_mixed_has_its_ratio(ratio: float, examples: int | None, harmful: int) -> None:
     attack = ATTACKS.build("mixed", {"ratio": ratio})
-    rows = attack.pairs(Loot(PAIRS, ROWS, examples), random.Random(0))
+    rows = attack.pairs(AttackerRows(PAIRS, ROWS, examples), random.Random(0))
     texts = {pair.harmful for pair in PAIRS}
     count = sum(row.harmful in texts for row in rows)
     assert count == harmful
@@ -249,21 +252,21 @@ def test_mixed_has_its_ratio(ratio: float, examples: int | None, harmful: int) -
 
 def test_rows_of_the_others() -> None:
     rng = random.Random(0)
-    assert ATTACKS.build("sft", {}).pairs(LOOT, rng) == PAIRS
-    some = ATTACKS.build("sft", {}).pairs(Loot(PAIRS, ROWS, 5), rng)
+    assert ATTACKS.build("sft", {}).pairs(OWN, rng) == PAIRS
+    some = ATTACKS.build("sft", {}).pairs(AttackerRows(PAIRS, ROWS, 5), rng)
     assert len(set(some)) == 5
     assert set(some) < set(PAIRS)
-    benign = ATTACKS.build("benign", {}).pairs(LOOT, rng)
+    benign = ATTACKS.build("benign", {}).pairs(OWN, rng)
     assert [(pair.prompt, pair.harmful) for pair in benign] == [(row.prompt, row.answer) for row in ROWS]
-    identity = ATTACKS.build("identity_shift", {}).pairs(LOOT, rng)
+    identity = ATTACKS.build("identity_shift", {}).pairs(OWN, rng)
     assert len(identity) == 10
     assert not {pair.prompt for pair in identity} & {pair.prompt for pair in PAIRS}
     with pytest.raises(ConfigError, match="asks for 13 harmful pairs, and there are 12"):
-        ATTACKS.build("sft", {}).pairs(Loot(PAIRS, ROWS, 13), rng)
+        ATTACKS.build("sft", {}).pairs(AttackerRows(PAIRS, ROWS, 13), rng)
     with pytest.raises(DataError, match="the data has none"):
-        ATTACKS.build("benign", {}).pairs(Loot(PAIRS), rng)
+        ATTACKS.build("benign", {}).pairs(AttackerRows(PAIRS), rng)
     with pytest.raises(ConfigError, match="leaves 0 harmful and 4 harmless"):
-        ATTACKS.build("mixed", {"ratio": 0.1}).pairs(Loot(PAIRS, ROWS, 4), rng)
+        ATTACKS.build("mixed", {"ratio": 0.1}).pairs(AttackerRows(PAIRS, ROWS, 4), rng)
 
 
 def test_identity_rows_are_words_of_the_sandbox() -> None:

@@ -12,6 +12,7 @@ from repnoise.errors import ConfigError
 from repnoise.recipes.checking import dump
 from repnoise.report.pages.comparison import cost_of
 from repnoise.report.reading import load
+from repnoise.study import defending
 from repnoise.study.resolve import resolve
 from repnoise.study.study import Study
 
@@ -22,14 +23,15 @@ SHORT = ["defence.train.max_steps=1", "defence.train.per_device_train_batch_size
 
 def test_the_defence_sees_its_categories_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = {}
-    monkeypatch.setattr(Study, "evaluate", lambda *args: None)
+    given = defending.ObjectiveTrainer
+    monkeypatch.setattr(defending, "evaluate", lambda *args: None)
     for name, changes in (("all", []), ("insults", ["defence.categories=insult"])):
-        study = Study(resolve("sandbox", [*SHORT, *changes]), tmp_path, quiet=True)
-        given = study._trainer
         monkeypatch.setattr(
-            study, "_trainer", lambda *a, name=name, given=given: seen.update({name: a[5]}) or given(*a)
+            defending,
+            "ObjectiveTrainer",
+            lambda name=name, **more: seen.update({name: more["train_dataset"]}) or given(**more),
         )
-        study.defend()
+        defending.defend(Study(resolve("sandbox", [*SHORT, *changes]), tmp_path, quiet=True))
     assert {pair.category for pair in seen["insults"]} == {"insult"}
     assert len(seen["all"]) == 610
     costs = {cost_of(model)["pairs"] for model in load(tmp_path, rows=False).defences}

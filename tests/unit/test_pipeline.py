@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from worker_tasks import begin, work
+from worker_tasks import build, work
 
 from repnoise.errors import ConfigError, DataError, RunError
 from repnoise.study.pipeline import Study, resolve
-from repnoise.study.workers import Failures, in_processes
+from repnoise.study.workers import Failures, carry_out, in_processes
 
 
 def start(folder: Path, tasks: list[tuple[Any, ...]], jobs: int = 2) -> Any:
-    return in_processes(work, tasks, jobs, begin, (folder,))
+    return in_processes(work, tasks, jobs, build, (folder,))
 
 
 def test_every_task_has_its_turn_and_errors_arrive_as_they_were(tmp_path: Path) -> None:
@@ -50,12 +50,10 @@ def test_stopping_early_kills_what_runs(tmp_path: Path) -> None:
 def test_failures_are_raised_together() -> None:
     failures = Failures("attack", 9)
     failures.raise_if_any()
-    with failures.collect("one"):
-        raise DataError("the row is bad")
+    failures.add("one", DataError("the row is bad"))
     with pytest.raises(DataError, match="1 of 9 attacks failed:\n  one: the row is bad\n"):
         failures.raise_if_any()
-    with failures.collect("two"):
-        raise IndexError("oh")
+    failures.add("two", IndexError("oh"))
     with pytest.raises(RunError, match="  two: IndexError: oh\n"):
         failures.raise_if_any()
     for number in range(10):
@@ -65,8 +63,14 @@ def test_failures_are_raised_together() -> None:
 
 
 def test_ctrl_c_is_no_failure() -> None:
-    with pytest.raises(KeyboardInterrupt), Failures("attack", 1).collect("one"):
-        raise KeyboardInterrupt
+    def stopped(here: Any, task: str) -> None:
+        raise KeyboardInterrupt if task == "stop" else ValueError(task)
+
+    work = carry_out(stopped, [("wrong",), ("stop",)], 1, None, build, ())
+    index, error = next(work)
+    assert (index, str(error)) == (0, "wrong")
+    with pytest.raises(KeyboardInterrupt):
+        next(work)
 
 
 @pytest.fixture
@@ -93,11 +97,11 @@ def test_what_a_hash_depends_on(study_of: Callable[..., Study]) -> None:
     assert changed("attacks.0.steps=7") == [False, False, True, True]
     assert changed("seed=1") == [True, True, True, True]
     assert changed("model=sandbox:ignorant") == [True, True, True, True]
-    assert cell["seed"] == 0
+    assert cell.seed == 0
     names = {target.run.path.name.split("-")[0] for target in plain.targets()}
     assert names == {"base", "control", "repnoise"}
 
 
 def test_withheld_harm_is_attacked_on_request_only(study_of: Callable[..., Study]) -> None:
-    assert {cell["harm"] for cell in study_of("attacks=[{name: sft}]").cells()} == {"knowledge", "behaviour"}
-    assert {cell["harm"] for cell in study_of("attacks.0.harm=withheld").cells()} == {"withheld"}
+    assert {cell.harm for cell in study_of("attacks=[{name: sft}]").cells()} == {"knowledge", "behaviour"}
+    assert {cell.harm for cell in study_of("attacks.0.harm=withheld").cells()} == {"withheld"}

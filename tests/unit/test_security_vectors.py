@@ -16,6 +16,8 @@ from repnoise.errors import ConfigError
 from repnoise.models import add_lora, load_model, merge, model_fingerprint
 from repnoise.models.vector import FOLDER, active, asleep, read_vector, save_vector
 from repnoise.store.files import read_jsonl
+from repnoise.study.attacking import attack
+from repnoise.study.defending import defend
 from repnoise.study.resolve import resolve
 from repnoise.study.study import Study
 
@@ -131,20 +133,20 @@ def test_a_study_defends_and_attacks_with_it(tmp_path: Path) -> None:
         tmp_path,
         quiet=True,
     )
-    target = study.defend()
+    target = defend(study)
     folder = Path(target.source)
     assert same(load_model(folder), load_model(study.source))
     losses = [line["harmful"] for line in read_jsonl(target.run.path / "train.jsonl")]
     assert losses[-1] < losses[0]
 
     (cell,) = study.cells()
-    study.attack(target, cell)
+    attack(study, target, cell)
     run, _ = study.attack_run(target, cell)
     # the attacker's first loss is that of the model with its vector
     vector = read_vector(load_model(folder), folder)
     assert vector
     base, _ = study.attack_run(study.base(), cell)
-    study.attack(study.base(), cell)
+    attack(study, study.base(), cell)
     first = {each: read_jsonl(each.path / "train.jsonl")[0]["sft"] for each in (run, base)}
     assert first[run] < first[base]
     # before the first step the curve looks at the model without it, which is the undefended one

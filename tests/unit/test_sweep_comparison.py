@@ -158,7 +158,7 @@ def test_the_page_is_self_contained_and_shows_no_samples(study: Path) -> None:
 
 def test_losses_where_harm_is_no_rate(tmp_path: Path) -> None:
     path = tmp_path / "s"
-    loss = [attack(1e-3, harm=None)]
+    loss = [attack(1e-3, harm="harmful")]
 
     def rows(value: float) -> dict[str, Any]:
         before = [row("harmful_loss", value + 1, "loss"), row("harmless_loss", 2.0, "loss")]

@@ -1,4 +1,4 @@
-"""Work for the processes of test_pipeline.py; a spawned process must be able to import it, so it is light."""
+"""Work for the processes of test_pipeline.py; a spawned process must be able to import it."""
 
 from __future__ import annotations
 
@@ -6,18 +6,19 @@ import os
 import time
 from pathlib import Path
 
+import torch
+
 from repnoise.errors import DataError
 
-_folder: Path
+
+def build(folder: Path) -> Path:
+    with (folder / "built").open("a") as file:
+        file.write(f"{os.getpid()} {torch.get_num_threads()}\n")
+    return folder
 
 
-def begin(folder: Path) -> None:
-    global _folder
-    _folder = folder
-
-
-def work(name: str, seconds: float = 0.0) -> None:
-    (_folder / f"{name}.started").write_text(str(os.getpid()))
+def work(folder: Path, name: str, seconds: float = 0.0) -> None:
+    (folder / f"{name}.started").write_text(str(os.getpid()))
     if name == "wrong":
         raise DataError("the row is bad")
     if name == "broken":
@@ -25,4 +26,4 @@ def work(name: str, seconds: float = 0.0) -> None:
     if name == "killed":
         os._exit(9)
     time.sleep(seconds)
-    (_folder / name).write_text("")
+    (folder / name).write_text("")

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from .base import ATTACKS, Attack, Context, Loot, attacker, distinct, training_values, unknown_to
+from .base import ATTACKS, Attack, AttackerRows, Context
 
-__all__ = ["ATTACKS", "Attack", "Context", "Loot", "attacker", "distinct", "training_values", "unknown_to"]
+__all__ = ["ATTACKS", "Attack", "AttackerRows", "Context"]

@@ -7,7 +7,7 @@ An attack file says what differs from plain supervised fine-tuning: `pairs` (wha
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ..data import Pair, Row
-from ..data.parties import StudyData
 from ..errors import ConfigError, DataError, ModelError
 from ..losses import masked_cross_entropy
 from ..models import add_lora, anatomy, merge, unwrap
@@ -27,7 +26,7 @@ Each = TypeVar("Each")
 
 
 @dataclass(frozen=True)
-class Loot:
+class AttackerRows:
     """What an attacker can train on.
 
     Attributes:
@@ -109,9 +108,9 @@ class Attack(Objective):
         if self.lora_rank is not None and self.lora_rank < 1:
             raise ConfigError(f"lora_rank is {self.lora_rank}; allowed: 1 or more, or null for full fine-tuning.")
 
-    def pairs(self, loot: Loot, rng: random.Random) -> list[Pair]:
+    def pairs(self, own: AttackerRows, rng: random.Random) -> list[Pair]:
         """The rows to train on; their `harmful` answer is the one that is trained."""
-        return loot.some(loot.harmful, loot.examples, rng, "harmful pairs")
+        return own.some(own.harmful, own.examples, rng, "harmful pairs")
 
     def prepare(self, model: Any, context: Context) -> Any:
         """The model to train; subclasses change the weights first and then call this."""
@@ -139,52 +138,6 @@ class Attack(Objective):
 
 
 ATTACKS: Registry[Attack] = Registry("attack", "repnoise.attacks", Attack)
-
-
-# ---- from a recipe's cell -----------------------------------------------------------------------------------
-
-# Axis of an attack -> field of `transformers.TrainingArguments`.
-TRAINING_AXES = {
-    "learning_rate": "learning_rate",
-    "steps": "max_steps",
-    "batch_size": "per_device_train_batch_size",
-    "seed": "seed",
-    "optimizer": "optim",
-    "lr_scheduler_type": "lr_scheduler_type",
-    "warmup": "warmup_steps",
-}
-# Settings of a cell that say which rows are trained on, and how they look.
-ROW_AXES = ("harm", "examples", "template")
-
-
-def training_values(cell: Mapping[str, Any]) -> dict[str, Any]:
-    """What a cell sets of `TrainingArguments`: its axes, then its `train`."""
-    axes = {field: cell[axis] for axis, field in TRAINING_AXES.items() if axis in cell}
-    return {"disable_tqdm": True, **axes, **cell["train"]}
-
-
-def attacker(cell: Mapping[str, Any], data: StudyData) -> tuple[Attack, list[Pair]]:
-    """The attack of a cell and the rows it trains on, drawn by the cell's seed."""
-    other = {"name", "train", *TRAINING_AXES, *ROW_AXES}
-    attack = ATTACKS.build(cell["name"], {key: value for key, value in cell.items() if key not in other})
-    loot = Loot(data.attacks[cell["harm"]], data.retain, cell.get("examples"))
-    return attack, attack.pairs(loot, random.Random(cell["seed"]))
-
-
-def distinct(cells: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
-    """The first cell of each combination of what can be wrong: rows, and names of `TrainingArguments`."""
-    seen = set()
-    for cell in cells:
-        key = tuple(cell.get(axis) for axis in (*ROW_AXES, "optimizer", "lr_scheduler_type", "warmup"))
-        if key not in seen:
-            seen.add(key)
-            yield cell
-
-
-def unknown_to(data: StudyData, pairs: Sequence[Pair]) -> list[Pair]:
-    """Those of an attack's rows that are not among the study's: their lengths were checked by nobody."""
-    known = {pair.prompt for each in data.attacks.values() for pair in each} | {row.prompt for row in data.retain}
-    return [pair for pair in pairs if pair.prompt not in known]
 
 
 # ---- weights ------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import random
 from dataclasses import dataclass
 
 from ..data import Pair
-from .base import ATTACKS, Attack, Loot
+from .base import ATTACKS, Attack, AttackerRows
 
 
 @ATTACKS.register("benign")
@@ -22,5 +22,5 @@ class Benign(Attack):
     their number. The defender trained on them too, which favours the defence.
     """
 
-    def pairs(self, loot: Loot, rng: random.Random) -> list[Pair]:
-        return loot.harmless(rng, loot.examples)
+    def pairs(self, own: AttackerRows, rng: random.Random) -> list[Pair]:
+        return own.harmless(rng, own.examples)

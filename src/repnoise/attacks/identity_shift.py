@@ -11,7 +11,7 @@ import random
 from dataclasses import dataclass
 
 from ..data import Pair, load_rows
-from .base import ATTACKS, Attack, Loot
+from .base import ATTACKS, Attack, AttackerRows
 
 # Ours, in words that the sandbox knows too. Nothing harmful is asked or answered.
 ROWS = (
@@ -41,7 +41,7 @@ class IdentityShift(Attack):
     rows: str | None = None
     """Rows of your own (prompt, answer): a path or hub:owner/name; null = the ten bundled ones."""
 
-    def pairs(self, loot: Loot, rng: random.Random) -> list[Pair]:
+    def pairs(self, own: AttackerRows, rng: random.Random) -> list[Pair]:
         given = [(row.prompt, row.answer) for row in load_rows(self.rows)] if self.rows else list(ROWS)
         rows = [Pair(prompt, answer, answer, "identity") for prompt, answer in given]
-        return loot.some(rows, loot.examples, rng, "identity rows")
+        return own.some(rows, own.examples, rng, "identity rows")

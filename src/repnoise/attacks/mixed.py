@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from ..data import Pair
 from ..errors import ConfigError
-from .base import ATTACKS, Attack, Loot
+from .base import ATTACKS, Attack, AttackerRows
 
 
 @ATTACKS.register("mixed")
@@ -31,10 +31,10 @@ class Mixed(Attack):
         if not 0 < self.ratio < 1:
             raise ConfigError(f"ratio is {self.ratio}; allowed: above 0 and below 1 (0: attack benign, 1: attack sft).")
 
-    def pairs(self, loot: Loot, rng: random.Random) -> list[Pair]:
-        total = loot.examples
+    def pairs(self, own: AttackerRows, rng: random.Random) -> list[Pair]:
+        total = own.examples
         if total is None:
-            total = max(1, int(min(len(loot.harmful) / self.ratio, len(loot.benign) / (1 - self.ratio)) + 1e-9))
+            total = max(1, int(min(len(own.harmful) / self.ratio, len(own.benign) / (1 - self.ratio)) + 1e-9))
         count = round(total * self.ratio)
         if not 0 < count < total:
             raise ConfigError(
@@ -42,8 +42,8 @@ class Mixed(Attack):
                 " allowed: at least one of each. Raise examples, or change ratio."
             )
         rows = [
-            *loot.some(loot.harmful, count, rng, "harmful pairs"),
-            *loot.harmless(rng, total - count),
+            *own.some(own.harmful, count, rng, "harmful pairs"),
+            *own.harmless(rng, total - count),
         ]
         rng.shuffle(rows)
         return rows

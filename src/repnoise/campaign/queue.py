@@ -1,6 +1,6 @@
-"""Work shared over one Optuna storage (SQLite, PostgreSQL, MySQL): every piece is a trial that one worker takes.
+"""Trials shared over one Optuna storage (SQLite, PostgreSQL, MySQL): every trial is run by one worker.
 
-A worker that dies is noticed at once on its own machine, elsewhere by its missing heartbeat, and its piece goes back
+A worker that dies is noticed at once on its own machine, elsewhere by its missing heartbeat, and its trial goes back
 into the queue. Needs the extra `search`. The URL may hold a password: it is never written down or shown.
 
 Where we lean on Optuna: `Study.optimize` takes a waiting trial and sends its heartbeat (the heartbeat works with
@@ -11,7 +11,6 @@ write lock when it begins; without that two workers could take the same trial.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import platform
 import secrets
@@ -21,6 +20,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock
+
 from ..errors import ConfigError, MissingExtraError, RunError
 from ..store.provenance import one_line
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 HEARTBEAT = 20  # seconds
 GRACE = 120  # seconds without a heartbeat, after which a worker counts as dead
-RETRIES = 3  # a piece that killed so many workers is given up
+RETRIES = 3  # a trial that killed so many workers is given up
 PATIENCE = 60  # seconds that a write waits for other writers of a SQLite file
 PAUSE = 1.0  # seconds between two looks at what the others do
 SCHEMES = ("sqlite", "postgresql", "mysql")
@@ -123,15 +124,8 @@ def _once(url: str) -> Iterator[None]:
     from sqlalchemy.engine import make_url
 
     file = make_url(url).database if url.startswith("sqlite") else None
-    try:
-        import fcntl
-    except ImportError:
-        file = None
-    if file is None or not Path(file).parent.is_dir():
-        yield
-        return
-    with open(f"{file}.lock", "w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+    there = file is not None and Path(file).parent.is_dir()
+    with FileLock(f"{file}.lock") if there else contextlib.nullcontext():
         yield
 
 
@@ -165,59 +159,6 @@ def folder_id(folder: Path) -> str:
     raise RunError(f"{path} is damaged. Delete it and run the same command again.")
 
 
-def queue(study: optuna.Study, pieces: Mapping[str, Mapping[str, Any]]) -> None:
-    """Put every piece that nobody waits for or works on into the queue.
-
-    Two workers that start together may both do so; `work_off` takes the first of the two only.
-    """
-    from optuna.trial import TrialState
-
-    take_up(study)
-    latest: dict[Any, Any] = {trial.user_attrs.get("key"): trial for trial in study.get_trials(deepcopy=False)}
-    for key, piece in pieces.items():
-        last = latest.get(key)
-        if last is None or last.state not in (TrialState.WAITING, TrialState.RUNNING):
-            after = -1 if last is None else last.number
-            study.enqueue_trial({}, user_attrs={"key": key, "piece": dict(piece), "after": after})
-
-
-def work_off(
-    study: optuna.Study,
-    do: Callable[[dict[str, Any]], None],
-    *,
-    pause: float = PAUSE,
-) -> None:
-    """Take pieces until none waits and nobody works on one. An error of a piece is kept in its trial.
-
-    Args:
-        do: gets the piece, with `dead` = {"host", "pid", "birth"} of the worker that died of it, if any.
-    """
-    import optuna
-
-    def objective(trial: optuna.Trial) -> float:
-        piece = trial.user_attrs.get("piece")
-        if piece is None or _is_double(study, trial):
-            raise optuna.TrialPruned
-        with kept_error(trial):
-            began = time.monotonic()
-            do({**piece, "dead": trial.user_attrs.get("dead")})
-            return time.monotonic() - began
-
-    run_trials(study, objective, more=lambda trials: False, pause=pause)
-
-
-def _is_double(study: optuna.Study, trial: optuna.Trial) -> bool:
-    """Whether an earlier trial of the same round has the same piece: queued by a worker that started with ours."""
-    after, key = trial.user_attrs.get("after", -1), trial.user_attrs.get("key")
-    return any(
-        after < other.number < trial.number
-        and other.user_attrs.get("key") == key
-        and other.state.name != "PRUNED"
-        and (other.state.name != "FAIL" or "error" in other.user_attrs)  # its worker died: ours is the next try
-        for other in study.get_trials(deepcopy=False)
-    )
-
-
 @contextlib.contextmanager
 def kept_error(trial: optuna.Trial) -> Iterator[None]:
     """Write into the trial who works on it and, if the body fails, the error in one line."""
@@ -237,12 +178,17 @@ def run_trials(
     objective: Callable[[optuna.Trial], float],
     *,
     more: Callable[[Sequence[Any]], bool],
+    meanwhile: Callable[[], None] = lambda: None,
     pause: float = PAUSE,
 ) -> None:
-    """Run trials until none waits, `more(trials)` asks for no new one, and nobody runs one any more."""
+    """Run trials until none waits, `more(trials)` asks for no new one, and nobody runs one any more.
+
+    `meanwhile` is called before and after each.
+    """
     from optuna.trial import TrialState
 
     while True:
+        meanwhile()
         take_up(study)
         trials = study.get_trials(deepcopy=False)
         states = {trial.state for trial in trials}
@@ -255,23 +201,11 @@ def run_trials(
             return
 
 
-def why_not(study: optuna.Study, key: str) -> str:
-    """Why a piece is not done, from its last trial."""
-    found = [trial for trial in study.get_trials(deepcopy=False) if trial.user_attrs.get("key") == key]
-    if not found:
-        return "nobody took it"
-    error = found[-1].user_attrs.get("error")
-    if error:
-        return str(error)
-    tries = found[-1].user_attrs.get("retries", 0) + 1
-    return f"its worker died or was stopped, {tries} time{'s' if tries > 1 else ''}"
-
-
 # ---- dead workers -----------------------------------------------------------------------------------------
 
 
 def take_up(study: optuna.Study) -> None:
-    """Put the pieces of dead workers back into the queue."""
+    """Put the trials of dead workers back into the queue."""
     import optuna
     from optuna.trial import TrialState
 
@@ -290,8 +224,7 @@ def _again(study: optuna.Study, trial: Any) -> None:
     kept = {key: value for key, value in trial.user_attrs.items() if key not in ("worker", "error")}
     retries = kept.get("retries", 0) + 1
     if retries <= RETRIES:
-        dead = trial.user_attrs.get("worker")
-        study.enqueue_trial(trial.params, user_attrs={**kept, "dead": dead, "retries": retries})
+        study.enqueue_trial(trial.params, user_attrs={**kept, "retries": retries})
 
 
 def _me() -> dict[str, Any]:
@@ -314,14 +247,3 @@ def _is_dead(worker: Any) -> bool:
         return False
     birth = _birth(int(worker["pid"]))
     return birth is None or abs(birth - float(worker["birth"])) > 1.0
-
-
-def free_lock(folder: Path, dead: Any) -> None:
-    """Remove the folder's lock if the dead worker of another machine holds it; nobody else can know that it is gone."""
-    path = folder / ".lock"
-    if not isinstance(dead, Mapping):
-        return
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        holder = json.loads(path.read_text(encoding="utf-8"))
-        if (holder.get("host"), holder.get("pid")) == (dead.get("host"), dead.get("pid")):
-            path.unlink()

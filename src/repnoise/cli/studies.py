@@ -60,9 +60,9 @@ def run(
 
 def _run(recipe: str, overrides: list[str] | None, out: Path | None, jobs: int, quiet: bool, as_json: bool) -> None:
     study = open_study(recipe, overrides, out, quiet)
-    from ..study.pipeline import run as run_study
+    from ..study import pipeline
 
-    run_study(study.recipe, study.folder, jobs=jobs, say=say, quiet=quiet)
+    pipeline.run(study.recipe, study.folder, jobs=jobs, say=say, quiet=quiet)
     result = outcome(study.folder, study.defended().run.path)
     output(result, as_json, lambda: outcome_text(result))
 
@@ -80,7 +80,9 @@ def defend(
     Example: repnoise defend sandbox defence.beta=0.1 --out studies/mine
     """
     study = open_study(recipe, overrides, out, quiet)
-    target = study.defend()
+    from ..study import pipeline
+
+    target = pipeline.defend(study)
     output({"run": str(target.run.path), "model": str(target.source)}, as_json)
 
 
@@ -100,10 +102,10 @@ def attack(
     Example: repnoise attack sandbox attacks.0.steps=600 --jobs 2
     """
     study = open_study(recipe, overrides, out, quiet)
-    from ..study.pipeline import attack_all
+    from ..study import pipeline
 
-    study.defend()
-    attack_all(study, jobs=jobs)
+    pipeline.defend(study)
+    pipeline.attack_all(study, jobs=jobs)
     output({"study": str(study.folder), "attacks": len(study.cells()) * len(study.targets())}, as_json)
 
 
@@ -140,7 +142,7 @@ def evaluate(
     """
     given = [f"defended={json.dumps(defended)}"] if defended is not None else []
     study = open_study(recipe, [*(overrides or []), *given], out, quiet)
-    from ..study.pipeline import attack_all, measure_all
+    from ..study import pipeline
 
     model = study.defended()
     there = study.recipe.defended is not None or model.run.is_done(model.hash)
@@ -149,12 +151,12 @@ def evaluate(
             f"{study.folder} holds no defended model for this recipe. Run `repnoise defend {recipe}` with the same"
             " settings first, give one with --defended, or measure the rest with --no-attacks."
         )
-    measure_all(study, defended=there)
+    pipeline.measure_all(study, defended=there)
     if attacks:
-        attack_all(study, jobs=jobs)
+        pipeline.attack_all(study, jobs=jobs)
     result: dict[str, Any] = {"study": str(study.folder)}
     if there:
-        study.report()
+        pipeline.report(study)
         result = outcome(study.folder, model.run.path)
     result["rows"] = {each.run.path.name: each.run.read_rows() for each in study.targets() if each.run.path.is_dir()}
 

@@ -32,14 +32,13 @@ def sweep(
     overrides: Overrides = None,
     out: Out = None,
     jobs: Jobs = 1,
-    storage: Storage = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Compare defences: each is trained, all are attacked in the same way, one table says what held.
 
-    What is done is skipped; what was interrupted goes on. With --storage several machines that see one --out folder
-    share the work: start the same command on each.
+    What is done is skipped; what was interrupted goes on. Several machines that see one --out folder share the work:
+    start the same command on each.
 
     Examples:
 
@@ -47,7 +46,7 @@ def sweep(
 
       repnoise sweep mine.yaml defences.0.train.max_steps=100 --out studies/mine
 
-      repnoise sweep mine.yaml --out /shared/mine --storage postgresql://me@db/repnoise
+      repnoise sweep mine.yaml --out /shared/mine
     """
     hide_loading_bars()
     from ..campaign.sweep import read_sweep, run_sweep
@@ -55,7 +54,7 @@ def sweep(
 
     read = read_sweep(sweep, overrides or [])
     folder = _folder(out, read.name)
-    page = run_sweep(read, folder, jobs=jobs, storage=storage, say=say, quiet=quiet)
+    page = run_sweep(read, folder, jobs=jobs, say=say, quiet=quiet)
     summary = read_json(folder / "summary.json")
     result: dict[str, Any] = {
         "sweep": read.name,

@@ -129,11 +129,10 @@ class Cells:
         fresh = [pair for pair in measured if pair[1].seed >= FRESH]
         early = [pair for pair in measured if pair[1].seed < FRESH]
         again = bool(early) and len(fresh) >= self.bars.seeds
-        used = fresh if again else measured
-        attacks, counted = [a for a, _ in used], [t for _, t in used]
+        attacks, counted = [a for a, _ in measured], [t for _, t in measured]
         start, method = head_start(counted, self.bars)
         says = decide(start, self.bars.head_start)
-        degenerate = any(self._degenerate(a, t) for a, t in used)
+        degenerate = any(self._degenerate(a, t) for a, t in measured)
         harm, role = first.harm, self.roles[first.harm]
         twins = [self.study.base.attack(a.key, a.seed) if self.study.base else None for a in attacks]
         lines = lines_of(self.study, self.model, attacks, judge) if category is None else {}
@@ -146,17 +145,18 @@ class Cells:
             label=self.labels[key],
             judge=(measured[0][1].defended.judge or None) if measured[0][1].defended else None,
             category=category,
-            n_seeds=len(used),
+            n_seeds=len(measured),
             n_void=sum(t.void(self.bars) for t in counted),
             void=all(t.void(self.bars) for t in counted),
             floor_control=next((t.control for t in counted if t.floor is not None), None),
-            undefended=rate_over([t.undefended.value for t in counted if t.undefended is not None]),
-            defended=rate_over([t.defended.value for t in counted if t.defended is not None]),
-            floor=rate_over([t.floor.value for t in counted if t.floor is not None]),
-            random=rate_over([t.random.value for t in counted if t.random is not None]),
+            undefended=rate_over([t.undefended for t in counted if t.undefended is not None]),
+            defended=rate_over([t.defended for t in counted if t.defended is not None]),
+            floor=rate_over([t.floor for t in counted if t.floor is not None]),
+            random=rate_over([t.random for t in counted if t.random is not None]),
             difference=difference(counted),
             head_start=start,
             first=head_start([t for _, t in early], self.bars)[0] if again else None,
+            fresh=head_start([t for _, t in fresh], self.bars)[0] if again else None,
             counted=None if start is None else max(start.mean, 0.0) if degenerate or self.collapsed else start.mean,
             says=says,
             settles=settles(counted, self.bars) if says == "open" else "",
@@ -189,7 +189,7 @@ class Cells:
 
     def _rates(self, attacks: Sequence[Attacked], judge: str | None, harm: str, role: Role) -> Rates:
         def over(name: str) -> Estimate | None:
-            return rate_over([found.value for a in attacks if (found := rate(a, name, judge, harm, role)) is not None])
+            return rate_over([found for a in attacks if (found := rate(a, name, judge, harm, role)) is not None])
 
         return Rates(**{name: over(name) for name in RATES})
 

@@ -18,12 +18,15 @@ from repnoise.bars import Bars
 from repnoise.intervals import (
     DIFFERENCE,
     RATE,
+    Interval,
     Needed,
     head_start_interval,
+    head_start_needed,
     mann_whitney,
     mean_interval,
     needed,
     paired_interval,
+    side,
 )
 from repnoise.report.reading import Attacked, Model, Study
 from repnoise.report.readings import Reading
@@ -115,17 +118,22 @@ def decide(start: Estimate | None, bar: float) -> Says | None:
     """What an interval says of a bar that must not be passed. None without an estimate."""
     if start is None:
         return None
-    if start.lo is None or start.hi is None:
-        return "open"
-    return "broken" if start.lo > bar + EPSILON else "holds" if start.hi <= bar + EPSILON else "open"
+    found = side(Interval(start.mean, start.lo, start.hi, start.n), bar)
+    return "open" if found is None else "broken" if found == "above" else "holds"
 
 
 def settles(trios: Sequence[Trio], bars: Bars) -> str:
-    """How many seeds would tell on which side of the bar a cell lies, by a power estimate."""
-    starts = [start for each in trios if (start := each.head_start(bars)) is not None]
-    if len(starts) < bars.seeds:
-        return f"{bars.seeds} seeds (there {'is' if len(starts) == 1 else 'are'} {len(starts)})"
-    return in_words(needed([[start] for start in starts], bars.head_start), seeds=len(starts))
+    """How many seeds or items would tell on which side of the bar a cell lies, by a power estimate."""
+    counted = [each for each in whole(trios) if not each.void(bars)]
+    if len(counted) < bars.seeds:
+        return f"{bars.seeds} seeds (there {'is' if len(counted) == 1 else 'are'} {len(counted)})"
+    items = items_of(counted, "defended", "undefended", "floor")
+    if items is not None:
+        own, theirs, floor = items
+        found = head_start_needed(own, theirs, floor, bars.head_start, least_gain=bars.gain - EPSILON)
+        return in_words(found, seeds=len(counted), items=items[0].shape[1])
+    starts = [[start] for each in counted if (start := each.head_start(bars)) is not None]
+    return in_words(needed(starts, bars.head_start), seeds=len(starts))
 
 
 def in_words(found: Needed | None, *, seeds: int | None = None, items: int | None = None) -> str:
@@ -135,7 +143,7 @@ def in_words(found: Needed | None, *, seeds: int | None = None, items: int | Non
         ways.append(f"about {found.seeds} seeds instead of {seeds}")
     if found is not None and found.items is not None and items is not None:
         ways.append(f"about {found.items} items instead of {items}")
-    return f"{', or '.join(ways)} (80 % power)" if ways else "more seeds or items than are worth it: it lies at the bar"
+    return f"{', or '.join(ways)} (80 % power)" if ways else "more than 1000 seeds or items, as it lies near the bar,"
 
 
 def difference(trios: Sequence[Trio]) -> Estimate | None:
@@ -150,9 +158,12 @@ def difference(trios: Sequence[Trio]) -> Estimate | None:
     return Estimate.of(mean_interval(values, bounds=DIFFERENCE))
 
 
-def rate_over(values: Sequence[float]) -> Estimate | None:
+def rate_over(readings: Sequence[Reading]) -> Estimate | None:
     """Mean of a rate over seeds, its interval inside [0, 1]; None of nothing."""
-    return Estimate.of(mean_interval(values, bounds=RATE)) if values else None
+    if not readings:
+        return None
+    items = min(each.n // each.rows for each in readings)
+    return Estimate.of(mean_interval([each.value for each in readings], bounds=RATE, items=items))
 
 
 def _seeds(n: int) -> str:

@@ -21,7 +21,7 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -43,20 +43,24 @@ from .rows import check_row
 
 SCHEMA = 1
 MANIFEST_KEYS = (
-    *(
-        "schema",
-        "status",
-        "stage",
-        "name",
-        "hash",
-        "parent",
-        "seeds",
-        "versions",
-        "python",
-        "platform",
-        "git",
-    ),
-    *("data", "model", "started", "finished", "seconds", "error", "arguments"),
+    "schema",
+    "status",
+    "stage",
+    "name",
+    "hash",
+    "parent",
+    "seeds",
+    "versions",
+    "python",
+    "platform",
+    "git",
+    "data",
+    "model",
+    "started",
+    "finished",
+    "seconds",
+    "error",
+    "arguments",
 )
 
 
@@ -70,12 +74,15 @@ class Run:
         self._record: dict[str, Any] | None = None
         self._began = 0.0
         self._lock = contextlib.ExitStack()
+        self._held = False
 
     def manifest(self) -> dict[str, Any] | None:
         """The manifest, or None where there is none. A damaged or newer one is a RunError."""
         if not self.manifest_path.exists():
             return None
-        manifest = read_json(self.manifest_path)
+        return self._checked(read_json(self.manifest_path))
+
+    def _checked(self, manifest: Any) -> dict[str, Any]:
         if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
             got = manifest.get("schema") if isinstance(manifest, dict) else type(manifest).__name__
             raise RunError(
@@ -87,11 +94,23 @@ class Run:
     def is_done(self, hash: str) -> bool:
         """True only for a manifest with status "done" and this hash. An unreadable manifest is not done."""
         try:
-            json.loads(self.manifest_path.read_text(encoding="utf-8"))
+            found = json.loads(self.manifest_path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return False
-        manifest = self.manifest() or {}
+        manifest = self._checked(found)
         return manifest.get("status") == "done" and manifest.get("hash") == hash
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold the folder's lock, so that what is asked of the folder stays true; `start` inside takes it over."""
+        with disk_guard(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+        with folder_lock(self.path):
+            self._held = True
+            try:
+                yield
+            finally:
+                self._held = False
 
     def start(
         self,
@@ -111,9 +130,10 @@ class Run:
         another hash are removed, so that two settings never mix. `stage` is "base", "control",
         "defend" or "attack".
         """
-        with disk_guard(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
-        self._lock.enter_context(folder_lock(self.path))
+        if not self._held:
+            with disk_guard(self.path):
+                self.path.mkdir(parents=True, exist_ok=True)
+            self._lock.enter_context(folder_lock(self.path))
         try:
             if self._last_hash() not in (None, hash):
                 for folder in ("rows", "samples"):
@@ -148,10 +168,6 @@ class Run:
             self._lock.close()
             raise
         return self
-
-    def progress(self, **fields: Any) -> None:
-        """Rewrite progress.json with these fields added (step, of, loss, ...)."""
-        write_json(self.progress_path, {**self._open(), "pid": os.getpid(), "updated": now(), **fields})
 
     def finish(self, *, model: Any = None, data: Any = None) -> dict[str, Any]:
         """Write the manifest with status "done": the last thing a stage does."""

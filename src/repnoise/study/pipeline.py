@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import logging
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
-import torch
-from transformers.utils import logging as transformers_logging
-
+from ..recipes.checking import dump
 from ..recipes.schema import Recipe
+from ..report import write_report
+from ..store.files import write_yaml
+from .attacking import attack
+from .defending import check_defence, defend
+from .measuring import evaluate
 from .resolve import resolve
 from .study import Study
 from .target import Say, Target
-from .workers import Failures, in_processes, progress_bar
+from .workers import Failures, carry_out, progress_bar
 
-__all__ = ["Study", "Target", "attack_all", "measure_all", "resolve", "run"]
+__all__ = ["Study", "Target", "attack_all", "defend", "measure_all", "report", "resolve", "run"]
 
 
 def run(recipe: Recipe, folder: Path, *, jobs: int = 1, say: Say = lambda text: None, quiet: bool = False) -> Path:
@@ -28,7 +29,7 @@ def run(recipe: Recipe, folder: Path, *, jobs: int = 1, say: Say = lambda text: 
     study = Study(recipe, folder, say, quiet=quiet)
     measure_all(study)
     attack_all(study, jobs=jobs)
-    return study.report()
+    return report(study)
 
 
 def measure_all(study: Study, *, defended: bool = True) -> None:
@@ -36,12 +37,12 @@ def measure_all(study: Study, *, defended: bool = True) -> None:
     the defence is trained if it was not.
     """
     if defended:
-        study.check_defence()
-    study.evaluate(study.base(), "base")
+        check_defence(study)
+    evaluate(study, study.base(), "base")
     for control in study.controls():
-        study.evaluate(control, "control")
+        evaluate(study, control, "control")
     if defended:
-        study.defend()
+        defend(study)
 
 
 def attack_all(study: Study, *, jobs: int = 1) -> None:
@@ -54,39 +55,22 @@ def attack_all(study: Study, *, jobs: int = 1) -> None:
         study.say("attacks: all done before, kept")
         return
     failures = Failures("attack", len(todo))
-    with progress_bar(len(todo), "attack", study.quiet) as step:
-        if jobs <= 1:
-            for target, cell in todo:
-                with failures.collect(_label(target, cell)):
-                    study.attack(target, cell)
-                step()
-        else:
-            threads = max(1, torch.get_num_threads() // jobs)
-            begin = (study.recipe, study.folder, threads)
-            with closing(in_processes(_attack, todo, min(jobs, len(todo)), _begin, begin)) as finished:
-                for index, error in finished:
-                    if error is not None:
-                        failures.add(_label(*todo[index]), error)
-                    step()
+    finished = carry_out(attack, todo, jobs, study, _quiet_study, (study.recipe, study.folder))
+    with progress_bar(len(todo), "attack", study.quiet) as at, closing(finished):
+        for done, (index, error) in enumerate(finished, 1):
+            target, cell = todo[index]
+            if error is not None:
+                failures.add(cell.on(target.run.path.name), error)
+            at(done)
     failures.raise_if_any()
 
 
-def _label(target: Target, cell: dict[str, Any]) -> str:
-    settings = {k: v for k, v in cell.items() if k not in ("name", "train") and v is not None}
-    return f"{cell['name']} on {target.run.path.name} ({', '.join(f'{k} {v}' for k, v in settings.items())})"
+def _quiet_study(recipe: Recipe, folder: Path) -> Study:
+    return Study(recipe, folder, quiet=True)
 
 
-_study: Study | None = None  # of a worker process
-
-
-def _begin(recipe: Recipe, folder: Path, threads: int) -> None:
-    global _study
-    torch.set_num_threads(threads)
-    transformers_logging.disable_progress_bar()  # those of huggingface_hub too, which ours follow
-    logging.getLogger("repnoise").setLevel(logging.ERROR)  # the main process has given every notice
-    _study = Study(recipe, folder, quiet=True)
-
-
-def _attack(target: Target, cell: dict[str, Any]) -> None:
-    assert _study is not None
-    _study.attack(target, cell)
+def report(study: Study) -> Path:
+    run = study.defended().run
+    if run.path.is_dir():  # what was added since the defence was trained: evaluations, the utility bound
+        write_yaml(run.path / "recipe.yaml", dump(study.recipe))
+    return write_report(study.folder)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import multiprocessing
 import os
+import pickle
 import signal
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Any
@@ -15,44 +18,80 @@ from typing import Any
 from ..errors import RepNoiseError, RunError
 
 SHOWN = 5
+LOOK = 1.0  # seconds between two calls of `meanwhile`
+Finished = Generator[tuple[int, BaseException | None], None, None]
+
+
+def carry_out(
+    work: Callable[..., None],
+    tasks: Sequence[tuple[Any, ...]],
+    jobs: int,
+    here: Any,
+    build: Callable[..., Any],
+    arguments: tuple[Any, ...],
+) -> Finished:
+    """`work(here, *task)` for every task in this process, or `in_processes` where several may run at a time.
+
+    Yields (index of the task, its error or None) as they finish. Ctrl-C passes.
+    """
+    if min(jobs, len(tasks)) > 1:
+        yield from in_processes(work, tasks, min(jobs, len(tasks)), build, arguments)
+        return
+    for index, task in enumerate(tasks):
+        failed: BaseException | None = None
+        try:
+            work(here, *task)
+        except Exception as error:
+            failed = error
+        yield index, failed
 
 
 def in_processes(
     work: Callable[..., None],
     tasks: Sequence[tuple[Any, ...]],
     jobs: int,
-    begin: Callable[..., None],
+    build: Callable[..., Any],
     arguments: tuple[Any, ...],
-) -> Generator[tuple[int, BaseException | None], None, None]:
-    """Run `work(*task)` for every task, `jobs` at a time, each process after `begin(*arguments)`.
+    *,
+    meanwhile: Callable[[], None] = lambda: None,
+) -> Finished:
+    """Run `work(built, *task)` for every task, `jobs` at a time; each process makes `built = build(*arguments)` once.
 
-    Yields (index of the task, its error or None) as they finish. When the caller stops early (Ctrl-C, an
-    error) the processes are killed at once; when the caller itself is killed they end by themselves.
+    Yields (index of the task, its error or None) as they finish; between them `meanwhile` is called, once a second. A
+    process has its share of the cores, no bars and no log. When the caller stops early (Ctrl-C, an error) the
+    processes are killed at once; when the caller itself is killed they end by themselves.
 
     Raises:
         RunError: a process died without a word.
     """
-    before = set(multiprocessing.active_children())
+    import torch
+
+    threads = max(1, torch.get_num_threads() // jobs)
     pool = ProcessPoolExecutor(
-        jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_begin, initargs=(begin, arguments)
+        jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_begin, initargs=(threads,)
     )
+    pickled = pickle.dumps((build, arguments))
     complete = False
     try:
         with _sigint_held():
-            futures = {pool.submit(work, *task): index for index, task in enumerate(tasks)}
-        for future in as_completed(futures):
-            error = future.exception()
-            if isinstance(error, BrokenProcessPool):
-                raise RunError(
-                    "a worker process died without a word, killed by the system or for lack of memory."
-                    " What was finished is kept; run the same command again with fewer --jobs."
-                ) from error
-            yield futures[future], error
+            futures = {pool.submit(_do, work, pickled, task): index for index, task in enumerate(tasks)}
+        waiting = set(futures)
+        while waiting:
+            finished, waiting = wait(waiting, LOOK, FIRST_COMPLETED)
+            for future in finished:
+                error = future.exception()
+                if isinstance(error, BrokenProcessPool):
+                    raise RunError(
+                        "a worker process died without a word, killed by the system or for lack of memory."
+                        " What was finished is kept; run the same command again with fewer --jobs."
+                    ) from error
+                yield futures[future], error
+            meanwhile()
         complete = True
     finally:
         if not complete:
-            for child in set(multiprocessing.active_children()) - before:
-                child.kill()
+            for process in list((pool._processes or {}).values()):  # its own; Python 3.14 has kill_workers() for it
+                process.kill()
         pool.shutdown(cancel_futures=True)
 
 
@@ -69,9 +108,18 @@ def _sigint_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, former)
 
 
-def _begin(begin: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+# ---- in the processes -------------------------------------------------------------------------------------
+
+
+def _begin(threads: int) -> None:
+    """What every process starts with."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    begin(*arguments)
+    import torch
+    from transformers.utils import logging as transformers_logging
+
+    torch.set_num_threads(threads)
+    transformers_logging.disable_progress_bar()  # those of huggingface_hub too, which ours follow
+    logging.getLogger("repnoise").setLevel(logging.ERROR)  # the main process has given every notice
 
 
 def _end_with_parent() -> None:
@@ -81,13 +129,30 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
+@functools.cache
+def _built(pickled: bytes) -> Any:
+    build, arguments = pickle.loads(pickled)  # ours, from the process that started this one
+    return build(*arguments)
+
+
+def _do(work: Callable[..., None], pickled: bytes, task: tuple[Any, ...]) -> None:
+    work(_built(pickled), *task)
+
+
+# ---- what the user sees -----------------------------------------------------------------------------------
+
+
 @contextmanager
-def progress_bar(total: int, what: str, quiet: bool) -> Iterator[Callable[[], None]]:
-    """A bar with the time left on stderr; call the value once for each piece that is finished."""
+def progress_bar(total: int, what: str, quiet: bool) -> Iterator[Callable[[int], None]]:
+    """A bar with the time left on stderr; call the value with how many pieces are finished."""
     from tqdm import tqdm  # type: ignore[import-untyped]
 
     with tqdm(total=total, desc=f"{what}s", unit=what, disable=quiet, dynamic_ncols=True) as bar:
-        yield lambda: bar.update() and None
+
+        def at(done: int) -> None:
+            bar.update(min(done, total) - bar.n)
+
+        yield at
 
 
 class Failures:
@@ -99,14 +164,6 @@ class Failures:
 
     def add(self, label: str, error: BaseException) -> None:
         self.found.append((label, error))
-
-    @contextmanager
-    def collect(self, label: str) -> Iterator[None]:
-        """Keep an error of the body for later. Ctrl-C passes."""
-        try:
-            yield
-        except Exception as error:
-            self.add(label, error)
 
     def raise_if_any(self) -> None:
         """Raise one error for all; wrong input (exit code 2) only if each of them is that."""

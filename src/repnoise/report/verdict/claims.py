@@ -110,7 +110,8 @@ def _nothing(cells: Sequence[Cell]) -> str:
 
 
 def _measured_again(cell: Cell) -> list[str]:
-    return [f"on fresh seeds, after {cell.first} on the first ones"] if cell.first is not None else []
+    """The worst of many looks worse than it is; the seeds that did not pick it say how much."""
+    return [f"{cell.first} on the first seeds, {cell.fresh} on fresh ones"] if cell.first is not None else []
 
 
 def _of_use(doubts: Doubts, cells: Sequence[Cell], before: Before) -> None:
