@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from ..data import Pair, Row
 from ..errors import ConfigError, DataError, ModelError
 from ..losses import masked_cross_entropy
 from ..models import add_lora, anatomy, merge, unwrap
+from ..recipes.ranges import Count
 from ..registry import Registry
 from ..training import Objective, forward, window_of
 
@@ -100,13 +101,10 @@ class Attack(Objective):
     recipe, not of the class.
     """
 
-    lora_rank: int | None = None
-    """Train a LoRA adapter of this rank on all linear layers; None = all weights."""
+    needs: ClassVar[tuple[str, ...]] = ("harmful",)
 
-    def __post_init__(self) -> None:
-        self.needs = ("harmful",)
-        if self.lora_rank is not None and self.lora_rank < 1:
-            raise ConfigError(f"lora_rank is {self.lora_rank}; allowed: 1 or more, or null for full fine-tuning.")
+    lora_rank: Count | None = None
+    """Train a LoRA adapter of this rank on all linear layers; None = all weights."""
 
     def pairs(self, own: AttackerRows, rng: random.Random) -> list[Pair]:
         """The rows to train on; their `harmful` answer is the one that is trained."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from ..data import Pair
 from ..errors import ConfigError
+from ..recipes.ranges import Part
 from .base import ATTACKS, Attack, AttackerRows
 
 
@@ -23,13 +24,8 @@ class Mixed(Attack):
     allow: every harmful pair, or every harmless row where those are too few.
     """
 
-    ratio: float = 0.1
-    """Share of harmful rows, above 0 and below 1."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.ratio < 1:
-            raise ConfigError(f"ratio is {self.ratio}; allowed: above 0 and below 1 (0: attack benign, 1: attack sft).")
+    ratio: Part = 0.1
+    """Share of harmful rows; for none of them there is the attack benign, for all of them sft."""
 
     def pairs(self, own: AttackerRows, rng: random.Random) -> list[Pair]:
         total = own.examples

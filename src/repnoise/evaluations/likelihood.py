@@ -18,7 +18,7 @@ from transformers import DynamicCache, PreTrainedTokenizerBase
 
 from ..data import pad_id
 from ..data.readers import read_records
-from ..errors import ConfigError, DataError, ModelError
+from ..errors import DataError, ModelError
 from .generation import evaluating, progress
 
 SHARED_FROM = 16
@@ -31,13 +31,6 @@ class Request:
 
     context: tuple[int, ...]
     continuation: tuple[int, ...]
-
-
-def check_counts(**counts: int | None) -> None:
-    """Raise `ConfigError` for an option below 1; None is a limit that is not set."""
-    for name, count in counts.items():
-        if count is not None and count < 1:
-            raise ConfigError(f"{name} is {count}; allowed: 1 or more. Leave it out for the default.")
 
 
 def table(source: str, columns: Sequence[str], limit: int | None = None) -> list[dict[str, Any]]:

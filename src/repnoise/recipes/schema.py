@@ -21,6 +21,8 @@ from pydantic import (
     model_validator,
 )
 
+from .ranges import Count, Part, Positive, Whole
+
 
 class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid")
@@ -46,8 +48,6 @@ def _number(value: Any) -> Any:
     return value
 
 
-Positive = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=1)]
 Size = Annotated[int | float, PlainValidator(_number)]
 
 
@@ -178,7 +178,7 @@ class AttackConfig(Open):
     harm: Annotated[list[str] | None, BeforeValidator(lambda v: v if v is None else _listed(v))] = None
     """Which of the data's harms to attack; null = all of them."""
     learning_rate: Annotated[list[Positive], BeforeValidator(_listed)] = [3e-4]
-    steps: Annotated[list[Annotated[int, Field(ge=0)]], BeforeValidator(_listed)] = [100]
+    steps: Annotated[list[Whole], BeforeValidator(_listed)] = [100]
     """0 = no training: the attack changes the weights and that is all."""
     lora_rank: Annotated[list[Count | None], BeforeValidator(_listed)] = [None]
     batch_size: Annotated[list[Count], BeforeValidator(_listed)] = [16]
@@ -257,9 +257,9 @@ class Recipe(Strict):
     defended: str | None = None
     """A model that was defended elsewhere (folder or hub id): measured and attacked as it is, `defence` is not run."""
     evaluations: Annotated[list[EvaluationEntry], Field(min_length=1)] = [EvaluationConfig(name="loss", label="loss")]
-    curve: list[Annotated[int, Field(ge=0)]] = []
+    curve: list[Whole] = []
     """Attack steps at which harm is measured on the way."""
-    utility_bound: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    utility_bound: Part = 0.1
     """An attack that costs the model more than this share of its use has won nothing; the report shows the worst
     head start with and without such cells."""
     keep_attacked_weights: bool = False

@@ -5,16 +5,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from ..models import unwrap
-
-if TYPE_CHECKING:
-    pass
-
+from ..registry import Checked
 
 Stream = dict[str, Tensor]
 
@@ -54,23 +51,35 @@ class Window:
         return torch.Generator().manual_seed(mixed)
 
 
-class Objective:
-    """A loss made of named terms; subclasses are defences and attacks.
+class Objective(Checked):
+    """A loss made of named terms; subclasses are defences and attacks, dataclasses whose fields are their options.
 
     Attributes:
-        needs: names of the batch streams that `terms` reads: "harmful", "harmless", "retain".
-        same_length: pad all streams to one length (only the released loss compares them by position).
+        needs: names of the batch streams that `terms` always reads: "harmful", "harmless", "retain".
         retain_batch: retain rows drawn beside each pair.
-        vector: arguments of `models.add_lora`: train this adapter and not the weights; it is released beside them
-            and active while others train (models/vector.py).
         handles_weights: `terms` reads weights, copies the model or calls autograd; DeepSpeed ZeRO-3 is refused.
     """
 
-    needs: tuple[str, ...] = ()
-    same_length: bool = False
+    needs: ClassVar[tuple[str, ...]] = ()
     retain_batch: int = 1
-    vector: Mapping[str, Any] | None = None
     handles_weights: ClassVar[bool] = False
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """Names of the batch streams that `terms` reads with these options: `needs`, and what an option adds."""
+        return self.needs
+
+    @property
+    def same_length(self) -> bool:
+        """Pad all streams to one length (only the released loss compares them by position)."""
+        return False
+
+    @property
+    def vector(self) -> Mapping[str, Any] | None:
+        """Arguments of `models.add_lora`: train this adapter and not the weights; it is released beside them and
+        active while others train (models/vector.py).
+        """
+        return None
 
     def setup(self, model: nn.Module) -> None:
         """Called once before training, with the model as it is then (to keep a frozen copy, for example)."""

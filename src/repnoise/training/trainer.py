@@ -64,7 +64,6 @@ class ObjectiveTrainer(Trainer):
         if isinstance(train_dataset, list):
             if processing_class is None:
                 raise TypeError("a list of pairs needs processing_class, the tokenizer")
-            streams = tuple(objective.needs)
             train_dataset = PairDataset(
                 train_dataset,
                 processing_class,
@@ -72,7 +71,7 @@ class ObjectiveTrainer(Trainer):
                 max_length=max_length,
                 retain=retain_dataset,
                 retain_batch=objective.retain_batch,
-                streams=streams,
+                streams=objective.streams,
                 seed=args.seed,
             )
         if "data_collator" not in kwargs:
@@ -113,14 +112,14 @@ class ObjectiveTrainer(Trainer):
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         if not batches:
             return batches, None
-        missing = [name for name in self.objective.needs if name not in batches[0]]
+        missing = [name for name in self.objective.streams if name not in batches[0]]
         if missing:
             raise DataError(
-                f"{type(self.objective).__name__} needs the batch streams {', '.join(self.objective.needs)};"
+                f"{type(self.objective).__name__} needs the batch streams {', '.join(self.objective.streams)};"
                 f" the data set gives {', '.join(batches[0])}. Pass"
                 f" {'retain rows (retain_dataset=...)' if 'retain' in missing else 'paired data'}."
             )
-        tokens = {name: sum(trained_tokens(batch[name]) for batch in batches) for name in self.objective.needs}
+        tokens = {name: sum(trained_tokens(batch[name]) for batch in batches) for name in self.objective.streams}
         world, rank = self.args.world_size, self.args.process_index
         shared: dict[str, Any] = {}
         windows = [
@@ -139,7 +138,7 @@ class ObjectiveTrainer(Trainer):
             for window in windows:
                 window.shared = shared
         self._windows = iter(windows)
-        masks = [batch[name]["attention_mask"] for batch in batches for name in self.objective.needs]
+        masks = [batch[name]["attention_mask"] for batch in batches for name in self.objective.streams]
         self._tokens = float(sum(int(mask.sum()) for mask in masks))
         return batches, None
 
@@ -184,7 +183,7 @@ class ObjectiveTrainer(Trainer):
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """6 FLOPs per parameter and token of every stream (the base class does not see nested streams)."""
-        tokens = sum(inputs[name]["input_ids"].numel() for name in self.objective.needs)
+        tokens = sum(inputs[name]["input_ids"].numel() for name in self.objective.streams)
         # DeepSpeed ZeRO-3 keeps empty tensors in the weights' places
         return 6 * tokens * sum(getattr(p, "ds_numel", p.numel()) for p in self.model.parameters())
 
