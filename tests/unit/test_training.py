@@ -16,6 +16,7 @@ from repnoise.data import Pair, Row
 from repnoise.defences.repnoise import RepNoise
 from repnoise.errors import DataError, RunError
 from repnoise.models import unwrap
+from repnoise.seeds import derive_seed
 from repnoise.training import ObjectiveTrainer, Window, train
 
 PAIRS = [Pair(f"question {i}", f"harmful answer {'x' * (i % 5)} {i}", f"no {'y' * (i % 3)}", "c") for i in range(16)]
@@ -246,6 +247,36 @@ def test_official_variant_trains(make_model, make_tokenizer, tmp_path):
     before = weights(t.model)
     t.train()
     assert any(not torch.equal(value, before[key]) for key, value in weights(t.model).items())
+
+
+def test_seeds_are_the_same_on_every_machine_and_differ_by_every_part():
+    assert derive_seed(0, 1, -1, "noise") == 8116889073172256003
+    parts = [(0, 1), (1, 0), (0, "1"), ("0, 1",), (0,), (0, 1, ""), (-1, 1)]
+    found = {derive_seed(*each) for each in parts}
+    assert len(found) == len(parts)
+    assert all(0 <= seed < 2**63 for seed in found)
+
+
+@pytest.mark.parametrize("objective", [RepNoise(), RepNoise(noise="token"), RepNoise(variant="official")])
+def test_noise_is_drawn_where_the_activations_are(objective, make_model, make_tokenizer, tmp_path):
+    t = trainer(make_model, make_tokenizer, tmp_path, objective)
+    asked = []
+
+    class Watched(Window):
+        def generator(self, name, *, per_micro_batch=True, device=None):
+            asked.append((name, device))
+            return super().generator(name, per_micro_batch=per_micro_batch, device=device or "cpu")
+
+    batch = t.data_collator([t.train_dataset[i] for i in range(4)])
+    t.objective.terms(t.model, {**batch, "window": Watched()})
+    assert asked == [("noise", torch.device("cpu"))], "the device is passed on, and is that of the activations"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_generator_on_a_gpu_draws_there():
+    drawn = torch.randn(9, generator=Window(1, 2).generator("noise", device="cuda"), device="cuda")
+    again = torch.randn(9, generator=Window(1, 2).generator("noise", device="cuda"), device="cuda")
+    assert torch.equal(drawn, again)
 
 
 def test_random_draws_depend_on_seed_step_and_name_only():

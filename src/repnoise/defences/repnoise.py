@@ -156,7 +156,7 @@ class RepNoise(Objective):
                 self._labels(harmful) != IGNORE_INDEX,
                 form=self.noise,
                 estimator=self.estimator,
-                generator=window.generator("noise"),
+                generator=window.generator("noise", device=seen.mlp[0].device),
                 max_tokens=self.max_noise_tokens if self.noise == "token" else None,
             )
             terms["noise"] = self.beta * noise / window.size
@@ -204,8 +204,9 @@ class RepNoise(Objective):
                 " train it in one process or with DDP, or use variant: corrected."
             )
         shape = (*harmful["input_ids"].shape, parts.head.weight.shape[1])  # type: ignore[index]
-        generator = window.generator("noise")
-        noise = [torch.randn(shape, generator=generator).to(harmful["input_ids"].device) for _ in parts.layers]
+        device = harmful["input_ids"].device
+        generator = window.generator("noise", device=device)
+        noise = [torch.randn(shape, generator=generator, device=device) for _ in parts.layers]
         found = official_repnoise_loss(model, harmful, batch["harmless"], alpha=self.alpha, beta=self.beta, noise=noise)
         return {
             "stability": found["stability"] / window.size,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from ..data import Row, StreamCollator, Template, pad_id
 from ..data.collate import RowDataset
 from ..errors import ConfigError, DataError
 from ..losses import IGNORE_INDEX
+from ..models import context_size
 from ..recipes.ranges import Count, Positive
 from ..registry import Checked
 from ..training import forward
@@ -138,8 +138,8 @@ def progress(total: int, unit: str) -> Any:
 
 def _room(model: Any, longest: int) -> int:
     """Tokens that can still be generated after the longest prompt; beyond its context a model writes nonsense."""
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    room = sys.maxsize if context is None else context - longest
+    context = context_size(model)
+    room = context - longest
     if room < 1:
         raise DataError(
             f"the longest prompt has {longest} tokens and the model's context holds {context}: no room for an answer."

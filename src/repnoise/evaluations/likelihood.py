@@ -7,8 +7,6 @@ The definitions are those of lm-evaluation-harness (`lm_eval.api.model.TemplateL
 from __future__ import annotations
 
 import copy
-import inspect
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +17,7 @@ from transformers import DynamicCache, PreTrainedTokenizerBase
 from ..data import pad_id
 from ..data.readers import read_records
 from ..errors import DataError, ModelError
+from ..models import context_size, last_logits
 from .generation import evaluating, progress
 
 SHARED_FROM = 16
@@ -100,11 +99,6 @@ def prefix_id(tokenizer: PreTrainedTokenizerBase) -> int:
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str, **options: Any) -> tuple[int, ...]:
     # verbose=False: over-long texts get one clear error here and not the tokenizer's warning
     return tuple(tokenizer.encode(text, verbose=False, **options))
-
-
-def context_size(model: Any) -> int:
-    """Tokens that the model can read at once."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
 
 
 def log_likelihoods(
@@ -193,9 +187,8 @@ def _read(model: Any, ids: tuple[int, ...], cache: Any = None) -> Any:
     if len(ids) == done:
         return DynamicCache(config=model.config) if cache is None else cache
     new = torch.tensor([ids[done:]], device=next(model.parameters()).device)
-    short = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
     mask = new.new_ones(1, len(ids))
-    output = model(input_ids=new, attention_mask=mask, past_key_values=cache, use_cache=True, **short)
+    output = model(input_ids=new, attention_mask=mask, past_key_values=cache, use_cache=True, **last_logits(model))
     return output.past_key_values
 
 

@@ -11,9 +11,10 @@ from transformers import PreTrainedTokenizerBase
 from ..data.parties import StudyData
 from ..errors import ConfigError, DataError
 from ..intervals import ratio_bootstrap
+from ..models import context_size
 from ..recipes.ranges import Count
 from .base import EVALUATIONS, Evaluation, Measured
-from .likelihood import Request, context_size, log_likelihoods, prefix_id, table
+from .likelihood import Request, log_likelihoods, prefix_id, table
 
 
 @EVALUATIONS.register("perplexity")

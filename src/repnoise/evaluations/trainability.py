@@ -20,7 +20,7 @@ from ..data.collate import RowDataset
 from ..data.parties import StudyData
 from ..errors import ConfigError, DataError, MissingExtraError, RunError
 from ..losses import masked_cross_entropy
-from ..models import add_lora
+from ..models import add_lora, context_size
 from ..recipes.ranges import Count, Positive
 from ..recipes.schema import SourceConfig
 from ..sandbox.world import FACT_SLOTS, MAKE, TEST_PHRASING, Item, world
@@ -227,8 +227,8 @@ class Trainability(Evaluation):
 
     def _task(self, model: Any, tokenizer: PreTrainedTokenizerBase, data: StudyData) -> Task:
         task = self._sandbox_task(tokenizer, data) if self._in_sandbox() else self._source_task(data)
-        context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        if context is not None and task.max_length > context:
+        context = context_size(model)
+        if task.max_length > context:
             raise ConfigError(
                 f"trainability: max_length is {task.max_length}, but the model's context has {context} tokens."
                 f" Set max_length: {context} or less."

@@ -15,8 +15,8 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from repnoise.errors import ConfigError, ModelError, RunError, suggest
-from repnoise.models.quantised import is_quantised
+from ..errors import ConfigError, ModelError, RunError, suggest
+from .quantised import is_quantised
 
 if TYPE_CHECKING:
     from peft import PeftModel

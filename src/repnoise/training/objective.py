@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -10,8 +9,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..models import unwrap
+from ..losses import IGNORE_INDEX
+from ..models import last_logits
 from ..registry import Checked
+from ..seeds import derive_seed
 
 Stream = dict[str, Tensor]
 
@@ -39,16 +40,16 @@ class Window:
     tokens: dict[str, float] = field(default_factory=dict)
     shared: dict[str, Any] = field(default_factory=dict)
 
-    def generator(self, name: str, *, per_micro_batch: bool = True) -> torch.Generator:
-        """Random numbers that depend on (seed, step, name[, micro-batch]) only.
+    def generator(
+        self, name: str, *, per_micro_batch: bool = True, device: torch.device | str = "cpu"
+    ) -> torch.Generator:
+        """Random numbers that depend on (seed, step, name[, micro-batch]) and on the kind of device only.
 
-        No state is carried from step to step, so a resumed run draws what an uninterrupted one would have drawn.
+        No state is carried from step to step, so a resumed run draws what an uninterrupted one would have drawn. Draw
+        what is large on the device where it is used: a CPU takes longer for the noise than a GPU for the whole step.
         """
-        key = (self.seed, self.step, self.index if per_micro_batch else -1, *name.encode())
-        mixed = 1469598103934665603  # FNV-1a over the key
-        for part in key:
-            mixed = ((mixed ^ (part & 0xFFFFFFFF)) * 1099511628211) % 2**63
-        return torch.Generator().manual_seed(mixed)
+        seed = derive_seed(self.seed, self.step, self.index if per_micro_batch else -1, name)
+        return torch.Generator(device).manual_seed(seed)
 
 
 class Objective(Checked):
@@ -119,10 +120,10 @@ def hidden_pass(model: nn.Module, stream: Stream) -> None:
 
     The call goes through the model itself, not its backbone, so that DDP and FSDP see it.
     """
-    short = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(unwrap(model).forward).parameters else {}
-    model(input_ids=stream["input_ids"], attention_mask=stream["attention_mask"], use_cache=False, **short)
+    last = last_logits(model)
+    model(input_ids=stream["input_ids"], attention_mask=stream["attention_mask"], use_cache=False, **last)
 
 
 def trained_tokens(stream: Stream) -> float:
     """Number of labels that count after the shift by one."""
-    return float((stream["labels"][:, 1:] != -100).sum())
+    return float((stream["labels"][:, 1:] != IGNORE_INDEX).sum())
