@@ -107,6 +107,44 @@ def test_terms_are_logged_and_add_up(make_model, make_tokenizer, tmp_path):
         assert min(line["grad_norm"], line["tokens"], line["seconds"]) > 0
 
 
+@pytest.mark.parametrize(("every", "steps"), [(1, [1, 2, 3, 4, 5, 6, 7]), (3, [3, 6, 7]), (5, [5, 7])])
+def test_a_line_is_the_mean_of_its_interval(every, steps, make_model, make_tokenizer, tmp_path):
+    """Also of the last and shorter one, and of the rest of one after a kill: its terms add up to its loss."""
+
+    def build(folder: Path, **more):
+        objective = RepNoise(beta=0.5, retain="ce")
+        given = {"max_steps": 7, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, **more}
+        log = folder / "train.jsonl"
+        return trainer(make_model, make_tokenizer, folder, objective, retain=RETAIN, log_file=log, **given)
+
+    def lines(folder: Path) -> list[dict]:
+        return [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
+
+    terms = ("stability", "noise", "ascent", "retain")
+    build(tmp_path / "each").train()
+    each = lines(tmp_path / "each")
+    build(tmp_path / "some", logging_steps=every).train()
+    some = lines(tmp_path / "some")
+    assert [line["step"] for line in some] == steps
+    done = 0
+    for line in some:
+        interval = each[done : line["step"]]
+        assert line["loss"] == pytest.approx(sum(line[name] for name in terms), abs=1e-4)
+        for name in (*terms, "loss"):
+            assert line[name] == pytest.approx(sum(one[name] for one in interval) / len(interval), abs=1e-4)
+        assert line["tokens"] == sum(one["tokens"] for one in interval)
+        done = line["step"]
+    resumable = {"logging_steps": every, "save_strategy": "steps", "save_steps": 2}
+    with pytest.raises(ConnectionAbortedError):
+        train(build(tmp_path / "broken", callbacks=[StopAt(5)], **resumable))
+    train(build(tmp_path / "broken", **resumable))
+    broken = lines(tmp_path / "broken")
+    assert [line["step"] for line in broken] == steps
+    for line in broken:
+        assert line["loss"] == pytest.approx(sum(line[name] for name in terms), abs=1e-4)
+    assert broken[-1] == some[-1] | {"seconds": broken[-1]["seconds"]}, "an interval that was whole"
+
+
 class StopAt(TrainerCallback):
     """As a kill does: no warning, no clean-up."""
 
