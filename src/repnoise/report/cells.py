@@ -157,6 +157,7 @@ class Cells:
             head_start=start,
             first=head_start([t for _, t in early], self.bars)[0] if again else None,
             fresh=head_start([t for _, t in fresh], self.bars)[0] if again else None,
+            n_fresh=len(fresh),
             counted=None if start is None else max(start.mean, 0.0) if degenerate or self.collapsed else start.mean,
             says=says,
             settles=settles(counted, self.bars) if says == "open" else "",
