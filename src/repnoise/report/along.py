@@ -36,15 +36,15 @@ def lines_of(study: Study, model: Model, group: Sequence[Attacked], judge: str |
 def curve(attacked: Attacked, metric: str, start: Reading | None, judge: str | None) -> dict[int, float]:
     """`metric` by step along one attack, from the value before the attack at step 0 to the final one."""
     points = {} if start is None else {0: start.value}
-    steps = {int(row["step"]) for row in attacked.by_metric.get(metric, ()) if row.get("step") is not None}
+    steps = {row.step for row in attacked.by_metric.get(metric, ()) if row.step is not None}
     for step in steps:
-        rows = [row for row in attacked.by_metric[metric] if row.get("step") == step]
+        rows = [row for row in attacked.by_metric[metric] if row.step == step]
         value = pick(rows, metric, steps=step, judge=judge)
         if value is not None:
             points[step] = value.value
     final = attacked.final(metric, judge=judge)
-    if final is not None and attacked.steps is not None:
-        points[attacked.steps] = final.value
+    if final is not None and attacked.settings.steps is not None:
+        points[attacked.settings.steps] = final.value
     return dict(sorted(points.items()))
 
 

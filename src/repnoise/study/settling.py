@@ -11,7 +11,8 @@ from dataclasses import replace
 
 from ..errors import RunError
 from ..report.cells import FRESH, identity
-from ..report.reading import PLAN, key_of
+from ..report.manifests import Settings
+from ..report.reading import PLAN
 from ..report.reading import load as read_study
 from ..report.summary import section_of
 from ..store.files import write_json
@@ -47,7 +48,7 @@ def undecided(study: Study) -> list[tuple[Target, Cell]]:
         if cell.says == "open" and cell.n_fresh < wanted and cell.n_seeds - cell.n_void >= section.bars["seeds"]
     }
     floor = next(one for one in study.controls() if one.run.path == found.floor.folder)
-    distinct = {identity(key_of(cell.recorded())): cell for cell in study.cells()}
+    distinct = {identity(Settings.of(cell.recorded()).key): cell for cell in study.cells()}
     cells = [
         replace(distinct[each], seed=FRESH + index) for each in distinct if each in open_ for index in range(wanted)
     ]
