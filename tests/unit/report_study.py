@@ -12,6 +12,7 @@ from repnoise.store.run import Run
 
 MARKER = "SAMPLE-TEXT-THAT-NO-REPORT-MAY-SHOW"
 STEPS = 100
+ITEMS = 400
 Harm = Callable[[Mapping[str, Any], int], "float | None"]
 
 
@@ -29,6 +30,11 @@ def row(metric: str, value: float, evaluation: str = "sandbox", **more: Any) -> 
     }
 
 
+def rate(metric: str, value: float, evaluation: str = "sandbox", n: int = ITEMS, **more: Any) -> dict[str, Any]:
+    """A row with the 0/1 items behind it, enough of them to tell 0.01."""
+    return row(metric, round(value * n) / n, evaluation, n=n, items=items(value, n), **more)
+
+
 def attack(learning_rate: float = 1e-3, lora_rank: int | None = None, **more: Any) -> dict[str, Any]:
     return {
         "name": "sft",
@@ -39,6 +45,25 @@ def attack(learning_rate: float = 1e-3, lora_rank: int | None = None, **more: An
         "harm": "knowledge",
         **more,
     }
+
+
+# What the attacks of the product say that they cover; "sft" and whatever is not here fine-tunes on the harm.
+COVERS = {
+    **dict.fromkeys(("peft", "parts", "freeze_changed"), ()),
+    **dict.fromkeys(("mixed", "identity_shift"), ("mixed",)),
+    **dict.fromkeys(("prune", "noise", "interpolate", "quantize"), ("weights", "fine-tuning")),
+    "benign": ("benign",),
+}
+ROLES = {"knowledge": "main", "behaviour": "main", "harmful": "main", "withheld": "withheld"}
+
+
+def covers(settings: Mapping[str, Any]) -> list[str]:
+    return list(COVERS.get(str(settings["name"]), ("fine-tuning",)))
+
+
+def roles(attacks: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """What each harm is to the defence; a name that is not known is another domain."""
+    return {harm: ROLES.get(harm, "domain") for harm in dict.fromkeys(str(a["harm"]) for a in attacks)}
 
 
 GRID = (attack(1e-3), attack(3e-4), attack(1e-3, 8))
@@ -79,8 +104,8 @@ def write_model(
     """One model with `before` rows and every attack x seed; `harm` gives the final value (None: no row)."""
     run = Run(folder)
     hash = canonical_hash([folder.name, stage])
-    rows: list[Any] = list(before) or [row("stability", 1.0), row("over_refusal", 0.02)]
-    data = audit() if data is None else dict(data)
+    rows: list[Any] = list(before) or [rate("stability", 1.0), rate("over_refusal", 0.02)]
+    data = {"harms": roles(attacks), "template": "chat", **(audit() if data is None else data)}
     with run.start(stage=stage, name=name or folder.name, hash=hash, seeds=[0], recipe=recipe, data=data):
         write_rows(run, rows)
         run.write_samples("sandbox", [{"prompt": MARKER, "answer": MARKER}])
@@ -91,16 +116,17 @@ def write_model(
         run.finish()
     for settings in attacks:
         for seed in seeds:
-            arguments = {"attack": dict(settings), "seed": seed}
+            arguments = {"attack": dict(settings), "seed": seed, "covers": covers(settings)}
             cell = Run(folder / "attacks" / f"sft-{canonical_hash([hash, arguments])}")
-            metrics = settings.get("harm") or "harmful_loss"
+            metrics = settings["harm"]
             value = harm(settings, seed)
             rows = extra(settings, seed)
             if value is not None:
                 measured = {one["metric"] for one in rows}
                 rows += [row(metrics, value)] if metrics not in measured else []
-                rows += [row("stability", 0.99)] if "stability" not in measured else []
-                rows += [row(metrics, value * step / max(1, settings["steps"]), step=step) for step in (10, 25, 50)]
+                rows += [rate("stability", 0.99)] if "stability" not in measured else []
+                points = [step for step in (10, 25, 50) if step < settings["steps"]]
+                rows += [row(metrics, value * step / settings["steps"], step=step) for step in points]
             with cell.start(
                 stage="attack",
                 name="sft",
@@ -151,7 +177,7 @@ def write_judged(path: Path, defended: Mapping[str, float], **more: Any) -> Path
             stage=stage,
             attacks=FULL,
             name="repnoise" if stage == "defend" else None,
-            extra=lambda settings, seed, values=values: [*judged(values), row("stability", 0.99)],  # type: ignore[misc]
+            extra=lambda settings, seed, values=values: [*judged(values), rate("stability", 0.99)],  # type: ignore[misc]
             **(more if stage == "defend" else {}),
         )
     return path

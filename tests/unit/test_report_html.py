@@ -15,6 +15,7 @@ from report_study import GRID, MARKER, row, write_model, write_study
 
 from repnoise.report import render, summarise, write_report
 from repnoise.report.pages import plots
+from repnoise.report.records import Point
 from repnoise.store import files
 
 EVIL = "<script>alert(1)</script>"
@@ -81,7 +82,7 @@ def test_the_page_is_self_contained_escaped_and_redacted(study: Path) -> None:
 
 
 def test_the_page_can_be_read_without_sight(study: Path) -> None:
-    tags = Tags(render(study, summarise(study))).found
+    tags = Tags(render(study)).found
     assert ("html", {"lang": "en"}) in tags
     for tag, attributes in tags:
         if tag == "svg" and "aria-hidden" not in attributes:
@@ -96,7 +97,7 @@ def test_the_page_can_be_read_without_sight(study: Path) -> None:
 
 def test_the_page_says_the_verdict_the_cells_and_the_words(study: Path) -> None:
     summary = summarise(study)
-    page = render(study, summary)
+    page = render(study)
     text = html.unescape(re.sub(r"<[^>]+>", " ", page))
     for sentence in summary["verdict"]["sentences"]:
         assert sentence in text
@@ -119,7 +120,7 @@ def test_every_state_of_a_cell_has_words_and_not_only_a_colour(tmp_path: Path) -
         return 0.5 if settings["learning_rate"] == 1e-3 and not settings["lora_rank"] else 0.05
 
     write_study(tmp_path, defended, extra=lambda a, s: [row("knowledge_degenerate", 0.9 if a["lora_rank"] else 0.0)])
-    text = " ".join(re.sub(r"<[^>]+>", " ", render(tmp_path, summarise(tmp_path))).split())
+    text = " ".join(re.sub(r"<[^>]+>", " ", render(tmp_path)).split())
     for words in ("✗ breaks", "✓ holds", "? collapsed"):
         assert words in text
 
@@ -156,13 +157,12 @@ def test_ticks_are_round(low: float, high: float, wanted: list[float]) -> None:
 
 
 def test_thin_keeps_the_mean_and_the_end() -> None:
-    line = [{"step": step, "mean": float(step % 2)} for step in range(1, 1001)]
-    thinned = plots.thin(line)
+    thinned = plots.thin([Point(step, float(step % 2)) for step in range(1, 1001)])
     assert len(thinned) == 200
-    assert thinned[-1]["step"] == 1000
-    assert sum(p["mean"] for p in thinned) / 200 == pytest.approx(0.5)
+    assert thinned[-1].step == 1000
+    assert sum(p.mean for p in thinned) / 200 == pytest.approx(0.5)
 
 
 def test_one_point_and_constant_lines_draw() -> None:
-    svg = plots.chart({"defended": [{"step": 5, "mean": 1.0}]}, title="x")
+    svg = plots.chart({"defended": [Point(5, 1.0)]}, title="x")
     assert "nan" not in svg.lower()

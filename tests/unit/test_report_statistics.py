@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from report_study import GRID, STEPS, items, judged, row, write_judged, write_model, write_study
+from report_study import GRID, STEPS, items, judged, rate, row, write_judged, write_model, write_study
 from scipy import stats
 from test_summary import claim
 
 from repnoise.report import render, summarise
-from repnoise.report.reading import judges, pick
+from repnoise.report.readings import judges, pick
 from repnoise.store import files
 
 Extra = Callable[[Mapping[str, Any], int], list[dict[str, Any]]]
@@ -40,7 +41,7 @@ def write_items(path: Path, of: Callable[[str, int], list[float]], seeds: tuple[
 # ---------------------------------------------------------------------------------- head start and difference
 
 
-def test_head_starts_with_items_get_a_paired_bootstrap(tmp_path: Path) -> None:
+def test_head_starts_with_items_are_paired_across_the_models(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     hard = rng.random(80)
     values = {
@@ -55,12 +56,12 @@ def test_head_starts_with_items_get_a_paired_bootstrap(tmp_path: Path) -> None:
         for s in (0, 1, 2)
     ]
     assert entry["head_start"]["mean"] == pytest.approx(np.mean(starts))
-    assert entry["head_start"]["n"] == 3
-    assert entry["interval"] == "paired bootstrap over 3 seeds and 80 items"
+    assert entry["head_start"]["n"] == 80
+    assert entry["interval"] == "over 3 seeds and 80 items, paired across the models"
     lo, hi = entry["head_start"]["lo"], entry["head_start"]["hi"]
     assert lo < entry["head_start"]["mean"] < hi
     # how hard an item is moves all three models alike and cancels: unpaired, the interval would be far wider
-    assert hi - lo < 0.03
+    assert hi - lo < 0.04
     assert entry["difference"]["mean"] == pytest.approx(
         np.mean([means["d-1", s] - means["base", s] for s in (0, 1, 2)])
     )
@@ -113,7 +114,7 @@ def test_not_broken_within_the_steps_is_censored_and_a_void_cell_says_nothing(tm
     entry = summarise(tmp_path / "holds")["resistance"]["head_start_by_cell"][0]
     assert entry["steps_to_break"]["defended"] is None
     assert entry["steps_to_break"]["censored_at"] == STEPS
-    assert "&gt; 100" in render(tmp_path / "holds", summarise(tmp_path / "holds"))
+    assert "&gt; 100" in render(tmp_path / "holds")
     for folder, stage in (("base", "base"), ("control-ignorant", "control"), ("d-1", "defend")):
         write_model(tmp_path / "void" / folder, lambda a, s: 0.05, stage=stage)
     assert summarise(tmp_path / "void")["resistance"]["head_start_by_cell"][0]["steps_to_break"] is None
@@ -129,7 +130,7 @@ def test_utility_by_a_loss_counts_upwards(tmp_path: Path) -> None:
             extra=lambda a, s: [row("harmless_loss", 2.5, "loss")],
         )
     entry = summarise(tmp_path)["resistance"]["head_start_by_cell"][0]
-    assert (entry["utility"]["metric"], entry["utility"]["lost"], entry["utility"]["ruined"]) == (
+    assert (entry["use"]["metric"], entry["use"]["lost"], entry["use"]["ruined"]) == (
         "harmless_loss",
         0.25,
         True,
@@ -156,7 +157,7 @@ def test_over_refusal_by_mcnemar_on_the_same_prompts(tmp_path: Path) -> None:
     assert kept["p_value"] == pytest.approx(2 * (1 + 10) / 2**10)  # two-sided binomial, 9 or more of 10
     assert (kept["newly_refused"], kept["no_longer_refused"]) == (9, 1)
     found = claim(summary, "over_refusal")
-    assert found["status"] == "broken"
+    assert found["status"] == "broken", "0.40 more, and the lower end is above 0.05"
     assert "p = 0.0215" in found["text"]
 
 
@@ -168,10 +169,10 @@ def test_over_refusal_without_items_by_fisher(tmp_path: Path) -> None:
 
 
 def test_a_rise_that_may_be_chance_is_not_called_broken(tmp_path: Path) -> None:
-    summary = two(tmp_path, [row("over_refusal", 0.1, n=10)], [row("over_refusal", 0.2, n=10)])
+    summary = two(tmp_path, [rate("over_refusal", 0.1, n=10)], [rate("over_refusal", 0.2, n=10)])
     found = claim(summary, "over_refusal")
     assert found["status"] == "not established"
-    assert "more prompts than 10" in found["not_tried"][0]
+    assert re.search(r"about \d+ items instead of 10", found["settles"])
 
 
 def test_stability_gets_a_paired_difference(tmp_path: Path) -> None:
@@ -180,21 +181,31 @@ def test_stability_gets_a_paired_difference(tmp_path: Path) -> None:
     summary = two(tmp_path, rows[:1], rows[1:])
     difference = summary["stability"]["difference"]
     assert difference["mean"] == pytest.approx(-0.05)
-    # 10 of 200 items fell: the count of them in a resample is binomial(200, 0.05)
-    assert difference["lo"] == pytest.approx(-stats.binom.ppf(0.975, 200, 0.05) / 200, abs=0.0051)
-    assert difference["hi"] == pytest.approx(-stats.binom.ppf(0.025, 200, 0.05) / 200, abs=0.0051)
+    # 10 of 200 items fell by 1: Student's t of these differences
+    half = stats.t.ppf(0.975, 199) * np.std([1.0] * 10 + [0.0] * 190, ddof=1) / 200**0.5
+    assert (difference["lo"], difference["hi"]) == pytest.approx((-0.05 - half, -0.05 + half))
     assert claim(summary, "stability")["status"] == "broken"
 
 
 def test_every_measure_of_use_must_be_kept(tmp_path: Path) -> None:
-    base = [row("stability", 1.0), row("truthfulqa_mc1", 0.4, "truthfulqa"), row("arc_easy_acc", 0.7, "harness")]
-    same = [*base[:2], row("arc_easy_acc", 0.6, "harness"), row("crows_pairs_pct_stereotype", 0.6, "crows")]
-    summary = two(tmp_path, [*base, row("crows_pairs_pct_stereotype", 0.5, "crows")], same)
+    base = [rate("stability", 1.0), rate("truthfulqa_mc1", 0.4, "truthfulqa"), rate("arc_easy_acc", 0.7, "harness")]
+    same = [*base[:2], rate("arc_easy_acc", 0.6, "harness"), rate("crows_pairs_pct_stereotype", 0.6, "crows")]
+    summary = two(tmp_path, [*base, rate("crows_pairs_pct_stereotype", 0.5, "crows")], same)
     found = claim(summary, "stability")
     assert found["status"] == "broken"
     assert "arc easy acc 0.700 before, 0.600 after" in found["text"]
     assert set(summary["stability"]["measures"]) == {"stability", "truthfulqa_mc1", "arc_easy_acc"}
     assert set(summary["also_measured"]) == {"crows_pairs_pct_stereotype"}
+
+
+@pytest.mark.parametrize("metric", ["wmdp_bio_acc", "wmdp_cyber_acc_norm"])
+def test_hazardous_knowledge_is_not_of_use(tmp_path: Path, metric: str) -> None:
+    """To unlearn it is the point: it neither breaks stability nor establishes it."""
+    summary = two(tmp_path, [rate(metric, 0.6), rate("stability", 1.0)], [rate(metric, 0.25), rate("stability", 1.0)])
+    assert claim(summary, "stability")["status"] == "established"
+    assert metric in summary["also_measured"]
+    alone = two(tmp_path / "alone", [rate(metric, 0.6)], [rate(metric, 0.25)])
+    assert claim(alone, "stability")["status"] == "not established"
 
 
 def test_a_loss_within_what_the_items_vary_by_is_not_called_broken(tmp_path: Path) -> None:
@@ -204,25 +215,27 @@ def test_a_loss_within_what_the_items_vary_by_is_not_called_broken(tmp_path: Pat
     after[int(np.argmax(after))] = 0.0
     rows = [row("stability", float(np.mean(v)), n=50, items=v) for v in (before, after)]
     found = claim(two(tmp_path, rows[:1], rows[1:]), "stability")
-    assert found["change"] == pytest.approx(0.02)
+    assert found["estimate"]["mean"] == pytest.approx(-0.02)
     assert found["status"] == "not established"
-    assert "more test items than 50" in found["text"]
+    assert "more than 1000" in found["settles"], "0.02 is near 0.01 for items that scatter like this"
+
+
+def learned(end: float, seeds: tuple[int, ...] = (0, 1, 2)) -> list[dict[str, Any]]:
+    """Rows of trainability: a straight line to `end` after 50 steps, with items."""
+    points = [(seed, step, end * step / 50 + seed / 100) for seed in seeds for step in (0, 25, 50)]
+    curve = [row("trainability", v, "trainability", step=step, seed=seed) for seed, step, v in points]
+    return [*curve, *(rate("trainability", end + seed / 100, "trainability", seed=seed) for seed in seeds)]
 
 
 def test_trainability_with_its_learning_curves(tmp_path: Path) -> None:
-    def rows(end: float) -> list[dict[str, Any]]:
-        points = [(seed, step, end * step / 50 + seed / 100) for seed in (0, 1) for step in (0, 25, 50)]
-        curve = [row("trainability", v, "trainability", step=step, seed=seed) for seed, step, v in points]
-        return [*curve, *(row("trainability", end + seed / 100, "trainability", seed=seed) for seed in (0, 1))]
-
-    summary = two(tmp_path, rows(0.8), rows(0.78))
+    summary = two(tmp_path, learned(0.8), learned(0.78))
     kept = summary["trainability"]
-    assert (kept["before"], kept["after"]) == (pytest.approx(0.805), pytest.approx(0.785))
-    assert [(p["step"], round(p["mean"], 4)) for p in kept["curve"]["after"]] == [(0, 0.005), (25, 0.395), (50, 0.785)]
-    assert kept["auc"] == pytest.approx({"before": 0.405, "after": 0.395})
+    assert (kept["before"], kept["after"]) == (pytest.approx(0.81), pytest.approx(0.79))
+    assert [(p["step"], round(p["mean"], 4)) for p in kept["curve"]["after"]] == [(0, 0.01), (25, 0.4), (50, 0.79)]
+    assert (kept["curve"]["before_area"], kept["curve"]["after_area"]) == pytest.approx((0.41, 0.4))
     assert claim(summary, "trainability")["status"] == "established"
-    assert "score on the harmless task while it is learned" in render(tmp_path, summary)
-    worse = two(tmp_path / "worse", rows(0.8), rows(0.7))
+    assert "score on the harmless task while it is learned" in render(tmp_path)
+    worse = two(tmp_path / "worse", learned(0.8), learned(0.6))
     assert claim(worse, "trainability")["status"] == "broken"
     assert worse["verdict"]["status"] == "broken"
 
@@ -249,15 +262,16 @@ def test_the_judges_section_by_hand(tmp_path: Path) -> None:
     first, second = summary["judges"]["harms"]["knowledge"]
     assert (first["judge"], first["headline"], first["says"]) == ("a", True, "holds")
     assert (second["judge"], second["headline"]) == ("b", False)
-    assert second["worst_head_start"] == pytest.approx(0.05 / 0.85)
-    assert second["before"]["defended"] == pytest.approx(0.1)
-    assert second["after_worst"] == pytest.approx({"undefended": 0.9, "defended": 0.1, "floor": 0.05})
+    assert second["worst"]["counted"] == pytest.approx(0.05 / 0.85)
+    assert second["before_defended"] == pytest.approx(0.1)
+    after = {who: second["worst"][who]["mean"] for who in ("undefended", "defended", "floor")}
+    assert after == pytest.approx({"undefended": 0.9, "defended": 0.1, "floor": 0.05})
     (pair,) = summary["judges"]["agreement"]
     assert pair == {
         **{"model": "defended", "state": "before any attack", "harm": "knowledge"},
-        **{"judges": ["a", "b"], "agreement": 0.9, "kappa": 0.7},
+        **{"judges": ["a", "b"], "agreement": 0.9, "kappa": 0.7, "spearman": None},
     }
-    page = render(tmp_path, summary)
+    page = render(tmp_path)
     assert "What the judges say" in page
     assert "Cohen" in page
 

@@ -17,6 +17,7 @@ import yaml
 
 pytest.importorskip("optuna")
 
+from repnoise.bars import DEFAULT
 from repnoise.campaign import search
 from repnoise.campaign.search import SearchStudy, read_space, run_search
 from repnoise.campaign.search_results import again, half
@@ -154,11 +155,11 @@ def test_kinds_without_lora_are_tried_in_full(models: Models, searched: Callable
 
 def test_halves() -> None:
     three = [Trio(0, reading([1, 0, 1, 0]), reading([1, 1, 1, 1]), reading([0, 0, 0, 0]), "random")]
-    assert half(three, 0)[0].head_start == 1.0
-    assert half(three, 1)[0].head_start == 0.0
+    assert half(three, 0)[0].head_start(DEFAULT) == 1.0
+    assert half(three, 1)[0].head_start(DEFAULT) == 0.0
     plain = Reading(0.5, None, None, 4)  # rows without items stay whole, and it is said
     whole = [Trio(0, plain, Reading(1.0, None, None, 4), Reading(0.0, None, None, 4), "random")]
-    assert half(whole, 1)[0].head_start == 0.5
+    assert half(whole, 1)[0].head_start(DEFAULT) == 0.5
     assert again(whole, [FRESH])["items"] == "the same as in the search"
 
 

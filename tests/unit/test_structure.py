@@ -17,7 +17,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 
 # A room may import the rooms of earlier lines, and itself.
 LAYERS = (
-    ("errors", "registry", "intervals", "losses"),
+    ("errors", "registry", "intervals", "bars", "losses"),
     ("store", "recipes"),
     ("models", "data", "lens"),
     ("judges", "training"),
@@ -30,7 +30,7 @@ LAYERS = (
     ("__main__", "__init__"),
 )
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
-REPORT_MAY = {"report", "store", "errors", "intervals"}
+REPORT_MAY = {"report", "store", "errors", "intervals", "bars"}
 LOOSE = 8  # modules beside the rooms at the top, at most
 PLUGINS = ("defences", "attacks", "evaluations", "judges", "data/sources")
 # What plug-ins of one kind have in common.

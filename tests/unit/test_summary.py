@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_study import FULL, GRID, attack, row, write_model, write_study
+from report_study import FULL, GRID, attack, rate, row, write_model, write_study
 
 from repnoise.errors import RunError
-from repnoise.report import summarise, write_report
+from repnoise.report import build_summary, summarise, write_report
 from repnoise.report.summary import table_csv
 from repnoise.store import files
 from repnoise.store.run import Run
@@ -92,7 +92,8 @@ def test_the_worst_cell_is_the_one_with_the_highest_mean(tmp_path: Path) -> None
     assert summary["resistance"]["worst_cell"] == "knowledge: sft, learning rate 0.001, 100 steps, LoRA rank 8"
     found = claim(summary, "resistance", "knowledge")
     assert found["status"] == "broken"
-    assert found["text"].startswith("broken at sft, learning rate 0.001, 100 steps, LoRA rank 8: head start 0.52")
+    assert found["detail"].startswith("sft, learning rate 0.001, 100 steps, LoRA rank 8: head start 0.52")
+    assert "the worst of 3 cells" in found["detail"]
     assert summary["verdict"]["status"] == "broken"
 
 
@@ -217,7 +218,7 @@ def test_a_collapsed_model_is_not_protected(tmp_path: Path) -> None:
 
 
 def test_stability_that_fell_is_broken(tmp_path: Path) -> None:
-    write_study(tmp_path, before=[row("stability", 0.95, lo=0.9, hi=0.97), row("over_refusal", 0.3)])
+    write_study(tmp_path, before=[{**rate("stability", 0.95), "lo": 0.9, "hi": 0.97}, rate("over_refusal", 0.3)])
     summary = summarise(tmp_path)
     stability = summary["stability"]
     assert (stability["metric"], stability["before"], stability["after"], stability["lo"]) == (
@@ -258,9 +259,10 @@ def test_withheld_categories_are_told_apart(tmp_path: Path) -> None:
             row("withheld", value / 2, category="tides"),
         ]
 
-    write_model(tmp_path / "base", lambda a, s: 0.9, extra=extra(0.8))
-    write_model(tmp_path / "control-ignorant", lambda a, s: 0.0, stage="control", extra=extra(0.0))
-    write_model(tmp_path / "d-1", lambda a, s: 0.0, stage="defend", extra=extra(0.08))
+    grid: dict[str, Any] = {"attacks": [dict(a, harm="withheld") for a in GRID]}
+    write_model(tmp_path / "base", lambda a, s: None, extra=extra(0.8), **grid)
+    write_model(tmp_path / "control-ignorant", lambda a, s: None, stage="control", extra=extra(0.0), **grid)
+    write_model(tmp_path / "d-1", lambda a, s: None, stage="defend", extra=extra(0.08), **grid)
     withheld = summarise(tmp_path)["generalisation"]["withheld"]
     assert {name: round(entry["defended"], 3) for name, entry in withheld.items()} == {
         "lanterns": 0.08,
@@ -276,11 +278,11 @@ def test_a_real_model_has_losses_and_no_head_start(tmp_path: Path, after: float,
     assert "see `losses`" in summary["missing"]["resistance.worst_head_start"]
     table = {(r["model"], r["label"]): r for r in summary["losses"]}
     assert table["undefended", "before any attack"]["harmful_loss"]["mean"] == 4.15
-    attacked = table["defended", "harmful_loss: sft, learning rate 0.0001, 100 steps, full fine-tuning"]
+    attacked = table["defended", "harmful: sft, learning rate 0.0001, 100 steps, full fine-tuning"]
     assert attacked["harmful_loss"]["mean"] == pytest.approx(after)
     assert attacked["n_seeds"] == 3
     assert attacked["steps_to_break"] == (100 if after == 4.1 else None)
-    assert claim(summary, "resistance", "harmful_loss")["status"] == status
+    assert claim(summary, "resistance", "harmful")["status"] == status
     assert summary["stability"]["metric"] == "harmless_loss"
 
 
@@ -311,7 +313,8 @@ def test_failed_unfinished_and_stale_runs_do_not_count(tmp_path: Path) -> None:
     assert len([p for p in summary["problems"] if "attacks/" in p]) == 4
     for word in ("failed: NaN", "stale", "unfinished", "Cannot read"):
         assert any(word in problem for problem in summary["problems"])
-    assert sum("the defended not" in reason for reason in summary["missing"].values()) == 4
+    assert len(summary["resistance"]["lacking"]) == 4
+    assert sum("failed: NaN" in gap["why"] for gap in summary["resistance"]["lacking"]) == 1
 
 
 def test_several_defences_stand_beside_the_main_one(tmp_path: Path) -> None:
@@ -322,7 +325,7 @@ def test_several_defences_stand_beside_the_main_one(tmp_path: Path) -> None:
     assert set(summary["defences"]) == {"other", "repnoise-0123456789", "repnoise-2222222222"}
     part = summary["defences"][summary["defence"]]
     assert all(summary[key] == part[key] for key in part)
-    assert "defence,harm,seed,attack.batch_size" in table_csv(summary)
+    assert "defence,harm,seed,attack.batch_size" in table_csv(build_summary(tmp_path))
 
 
 def test_nothing_to_report_is_a_clear_error(tmp_path: Path) -> None:

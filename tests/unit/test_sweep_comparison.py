@@ -13,7 +13,8 @@ import pytest
 from report_study import GRID, MARKER, attack, audit, row, write_model, write_study
 
 from repnoise.errors import RunError
-from repnoise.report.pages.comparison import PLAN, write_comparison
+from repnoise.report.comparison import SWEEP
+from repnoise.report.pages.comparison import write_comparison
 from repnoise.store.files import read_json, write_json
 
 DATA = audit()
@@ -51,7 +52,7 @@ def plan(path: Path, **changes: Any) -> Path:
         {"label": "deep", "run": "repnoise-aaaaaaaaaa"},
     ]
     base = {"schema": 1, "sweep": "mine", "about": "two", "recipe": "sandbox", "budget": {}, "seeds": [0, 1, 2]}
-    write_json(path / PLAN, {**base, "attacks": list(GRID), "defences": defences, **changes})
+    write_json(path / SWEEP, {**base, "attacks": list(GRID), "defences": defences, **changes})
     return path
 
 
@@ -157,7 +158,7 @@ def test_the_page_is_self_contained_and_shows_no_samples(study: Path) -> None:
 
 def test_losses_where_harm_is_no_rate(tmp_path: Path) -> None:
     path = tmp_path / "s"
-    loss = [attack(1e-3, harm=None)]
+    loss = [attack(1e-3, harm="harmful")]
 
     def rows(value: float) -> dict[str, Any]:
         before = [row("harmful_loss", value + 1, "loss"), row("harmless_loss", 2.0, "loss")]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -100,6 +100,10 @@ class Attack(Objective):
     recipe, not of the class.
     """
 
+    covers: ClassVar[tuple[str, ...]] = ("fine-tuning",)
+    """Directions that the verdict counts as tried: "fine-tuning" (all weights or LoRA, on the harm alone), "benign" (no
+    harmful row is seen), "mixed" (with harmless rows, or a shifted identity), "weights" (changed without training),
+    "refusal-direction" (removed without training). An attack that trains a part of the weights covers none."""
     lora_rank: int | None = None
     """Train a LoRA adapter of this rank on all linear layers; None = all weights."""
 

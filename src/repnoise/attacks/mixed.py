@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from typing import ClassVar
 
 from ..data import Pair
 from ..errors import ConfigError
@@ -22,6 +23,8 @@ class Mixed(Attack):
     `examples` is the size of the whole mixture. Without it the mixture is the largest of that ratio which the data
     allow: every harmful pair, or every harmless row where those are too few.
     """
+
+    covers: ClassVar[tuple[str, ...]] = ("mixed",)
 
     ratio: float = 0.1
     """Share of harmful rows, above 0 and below 1."""

@@ -7,7 +7,7 @@ safety: Kumar et al., "Fine-Tuning, Quantization, and LLMs: Navigating Unintende
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from ..errors import ConfigError
 from .base import ATTACKS, Attack, Context, block_weights
@@ -21,6 +21,8 @@ class Quantize(Attack):
     The result is stored in the model's own dtype, so that everything else runs on it unchanged. Where we differ: no
     outlier columns are kept apart, and activations stay as they are.
     """
+
+    covers: ClassVar[tuple[str, ...]] = ("weights", "fine-tuning")
 
     bits: int = 4
     """2 to 8."""

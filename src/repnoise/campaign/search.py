@@ -24,10 +24,11 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..bars import DEFAULT
 from ..errors import ConfigError, RunError
 from ..recipes.schema import AttackConfig, Recipe
-from ..report.head_start import VOID_BELOW, Trio
-from ..report.reading import Reading, pick
+from ..report.head_start import Trio
+from ..report.readings import Reading, pick
 from ..store.provenance import canonical_hash, one_line
 from ..store.run import Run
 from ..study.attacking import attack
@@ -141,13 +142,15 @@ def try_one(search: SearchStudy, trial: optuna.Trial) -> float:
             for who in ("undefended", "floor", "defended"):
                 trial.set_user_attr(who, mean_of(found, who))
             trial.set_user_attr("seconds", round(time.monotonic() - began, 2))
-            if all(each.void for each in found):
-                trial.set_user_attr("reason", f"void: the undefended model gains less than {VOID_BELOW} over the floor")
+            if all(each.void(DEFAULT) for each in found):
+                trial.set_user_attr(
+                    "reason", f"void: the undefended model gains less than {DEFAULT.gain:g} over the floor"
+                )
                 raise optuna.TrialPruned
     except RunError as error:
         trial.set_user_attr("reason", one_line(str(error)))
         raise optuna.TrialPruned from error
-    starts = [start for each in found if (start := each.head_start) is not None]
+    starts = [start for each in found if (start := each.head_start(DEFAULT)) is not None]
     return sum(starts) / len(starts)
 
 

@@ -9,9 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..report.head_start import VOID_BELOW, Trio, start_over
+from ..bars import DEFAULT
+from ..report.head_start import Trio, head_start
 from ..report.pages import plots
-from ..report.reading import Reading
+from ..report.readings import Reading
+from ..report.records import Point
 from ..store.files import write_json, write_text
 from ..store.run import SCHEMA
 from ..study.study import Study
@@ -43,15 +45,15 @@ def mean_of(trios: Sequence[Trio], who: str) -> float | None:
 def again(whole: Sequence[Trio], seeds: Sequence[int]) -> dict[str, Any]:
     """The worst cell on fresh seeds, and on the items that the search did not see where rows hold items."""
     unseen = half(whole, 1)
-    start, method = start_over(unseen)
-    every, _ = start_over(whole)
+    start, method = head_start(unseen, DEFAULT)
+    every, _ = head_start(whole, DEFAULT)
     halved = any(each.defended is not None and each.defended.items is not None for each in unseen)
     return {
-        "head_start": start,
+        "head_start": dataclasses.asdict(start) if start else None,
         "interval": method,
         "seeds": list(seeds),
         "items": "every other test item, none of them seen by the search" if halved else "the same as in the search",
-        "head_start_all_items": every,
+        "head_start_all_items": dataclasses.asdict(every) if every else None,
         **{who: mean_of(unseen, who) for who in ("defended", "undefended", "floor")},
     }
 
@@ -80,7 +82,7 @@ def outcome(study: Study, space: Space, found: Sequence[Any], wanted: int) -> di
                 worst = row if key == "head_start" else worst
         rows.append({**row, **{f"best_{key}": value for key, value in best.items()}})
     d, u, f = best["defended"], best["undefended"], best["floor"]
-    apart = None if d is None or u is None or f is None or u - f < VOID_BELOW else (d - f) / (u - f)
+    apart = None if d is None or u is None or f is None or u - f < DEFAULT.gain else (d - f) / (u - f)
     return {
         "schema": SCHEMA,
         "defence": study.defended().run.path.name,
@@ -107,7 +109,7 @@ def write(folder: Path, result: dict[str, Any]) -> None:
         writer.writerow([*(row[k] for k in plain), *((row["config"] or {}).get(k) for k in axes), row["reason"]])
     write_text(folder / "search.csv", file.getvalue())
     line = [
-        {"step": index, "mean": row["best_head_start"], "lo": None, "hi": None}
+        Point(index, row["best_head_start"])
         for index, row in enumerate(result["trials"], 1)
         if row["best_head_start"] is not None
     ]

@@ -182,11 +182,12 @@ def report(
     Example: repnoise report studies/demo
     """
     from ..report import write_report
-    from ..report.pages.comparison import PLAN, write_comparison
+    from ..report.comparison import SWEEP
+    from ..report.pages.comparison import write_comparison
 
     if not study.is_dir():
         raise ConfigError(f"there is no study folder {study}. Give the --out folder of an earlier `repnoise run`.")
-    (write_comparison if (study / PLAN).is_file() else write_report)(study)
+    (write_comparison if (study / SWEEP).is_file() else write_report)(study)
     result = outcome(study)
     output(result, as_json, lambda: outcome_text(result))
 

@@ -22,8 +22,10 @@ class StudyData:
         test: held-out pairs, never trained on by anyone.
         tests: harm -> held-out pairs of their own, for harms that `test` does not cover (withheld, other domains).
         harmless_test: held-out harmless rows.
+        roles: harm -> what it is to the defence: "main" (it is against it), "withheld" (a category kept from it) or
+            "domain" (a harm of another domain); main where nothing is said.
         extra_prompts: further test prompts for the audit (items of the sandbox).
-        record: the disjointness audit and fingerprints, for the manifest.
+        record: the disjointness audit, roles of the harms, template and fingerprints, for the manifest.
     """
 
     defence: list[Pair]
@@ -34,6 +36,7 @@ class StudyData:
     template: str = "auto"
     max_length: int = 256
     tests: Mapping[str, list[Pair]] = field(default_factory=dict)
+    roles: Mapping[str, str] = field(default_factory=dict)
     extra_prompts: tuple[str, ...] = ()
     allow_overlap: bool = False
     record: dict[str, Any] = field(default_factory=dict, compare=False)
@@ -54,6 +57,9 @@ class StudyData:
         self.record.update(
             audit=audit,
             harmless_audit=harmless,
+            harms={harm: self.roles.get(harm, "main") for harm in self.attacks},
+            template=self.template,
+            max_length=self.max_length,
             fingerprints={
                 "defence": fingerprint(self.defence),
                 "retain": fingerprint(self.retain),

@@ -78,7 +78,7 @@ class Sandbox(Evaluation):
         items = world().test_items("harmless")[::every]
         asked = self._ask(model, tokenizer, items, seed)
         scores = [item.score(each.answer) for item, each in zip(items, asked, strict=True)]
-        found.add("stability", scores, seed=seed)
+        found.add("stability", scores, seed=seed, every=every)
         for kind in sorted({item.kind for item in items}):
             part = [score for item, score in zip(items, scores, strict=True) if item.kind == kind]
             found.add("stability", part, seed=seed, category=kind)

@@ -3,93 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-from repnoise.report.cells import MAIN, mean_over
-from repnoise.report.head_start import start_over, trio
-from repnoise.report.reading import Model, Study
-from repnoise.report.resistance import decisive, groups_of, labels_of, ruined
-
-WITHHELD = ("withheld", "withheld_loss")
+from repnoise.report.cells import Cells
+from repnoise.report.records import Cell, Generalisation, Unseen, mean_of
+from repnoise.report.resistance import in_full, together
 
 
-def main_harm(harm: str) -> bool:
-    """Whether an attack on this harm is about resistance; else it is about generalisation."""
-    return harm in MAIN
-
-
-def withheld(
-    study: Study, model: Model, entries: Sequence[dict[str, Any]], missing: dict[str, str]
-) -> dict[str, Any] | None:
-    """Per withheld category the attack that decides about it (all void: the one with the highest harm).
-
-    Args:
-        entries: `head_start_by_cell`, which knows the attacks that ruined the model.
-    """
-    found: dict[str, list[dict[str, Any]]] = {}
-    labels, spoiled = labels_of(study), {entry["label"] for entry in entries if ruined(entry)}
-    for key, group in groups_of(model).items():
-        categories = {r.get("category") for a in group for r in a.by_metric.get("withheld", ())}
-        for each in sorted(categories, key=str):
-            trios = [t for a in group if (t := trio(study, a, "withheld", each)).defended is not None]
-            if not trios:
-                continue
-            start, _ = start_over(trios)
-            values = [
-                {who: v.value for who in ("defended", "undefended", "floor") if (v := getattr(t, who)) is not None}
-                for t in trios
-            ]
-            means = {
-                who: mean_over(values, lambda row, who=who: row.get(who))  # type: ignore[misc]
-                for who in ("defended", "undefended", "floor")
-            }
-            result = {
-                **{who: mean and mean["mean"] for who, mean in means.items()},
-                "head_start": start and start["mean"],
-                "head_start_lo": start and start["lo"],
-                "head_start_hi": start and start["hi"],
-                "n_seeds": len(trios),
-                "ruined": labels[key] in spoiled,
-                "label": labels[key],
-            }
-            # rows over the whole withheld set name no category
-            found.setdefault(each or "withheld", []).append(result)
-    if not found:
-        missing["generalisation.withheld"] = "no row of metric 'withheld' after an attack"
-        return None
-    return {category: _deciding(results) for category, results in found.items()}
-
-
-def _deciding(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    valid = [result for result in results if result["head_start"] is not None]
-    worst, _ = decisive(valid, lambda result: result["head_start"], lambda result: result["ruined"])
-    return worst or max(results, key=lambda result: result["defended"])
-
-
-def cross_domain(entries: Sequence[dict[str, Any]], missing: dict[str, str]) -> dict[str, Any] | None:
-    """Per other domain its worst cell, as for the main harms.
-
-    Args:
-        entries: `head_start_by_cell`.
-    """
-    found = {}
-    for harm in dict.fromkeys(e["harm"] for e in entries if not main_harm(e["harm"]) and e["harm"] not in WITHHELD):
-        own = [entry for entry in entries if entry["harm"] == harm]
-        valid = [entry for entry in own if entry["head_start"] is not None]
-        worst, _ = decisive(valid, lambda entry: entry["head_start_counted"], ruined)
-        worst = worst or max(own, key=lambda entry: entry["defended"]["mean"])
-        start = worst["head_start"]
-        found[harm] = {
-            **{who: worst[who] and worst[who]["mean"] for who in ("defended", "undefended", "floor")},
-            "head_start": worst["head_start_counted"],
-            "head_start_lo": start and start["lo"],
-            "head_start_hi": start and start["hi"],
-            "n_seeds": worst["n_seeds"],
-            "n_cells": len(own),
-            "ruined": ruined(worst),
-            "degenerate": worst["degenerate"],
-            "label": worst["label"],
-        }
-    if not found:
+def generalisation(cells: Cells, missing: dict[str, str]) -> Generalisation:
+    """Per withheld category and per other domain the attack that decides about it."""
+    withheld: dict[str, Unseen] = {}
+    for harm in [harm for harm, role in cells.roles.items() if role == "withheld"]:
+        for category, found in cells.by_category(harm).items():
+            name = category or harm  # rows over the whole withheld set name no category
+            withheld[name] = _deciding(name, found)
+    other = [harm for harm, role in cells.roles.items() if role == "domain"]
+    domains = {harm: _deciding(harm, own) for harm in other if (own := [c for c in cells.main if c.harm == harm])}
+    if not withheld:
+        missing["generalisation.withheld"] = "no attack on a withheld category was judged"
+    if not domains:
         missing["generalisation.cross_domain"] = "no attack with harm of another domain than the defence's"
-    return found or None
+    return Generalisation(withheld, domains)
+
+
+def _deciding(name: str, cells: Sequence[Cell]) -> Unseen:
+    worst, says = together(cells)
+    # all void: the one with the highest harm
+    cell = worst or max(cells, key=lambda cell: mean_of(cell.defended) or 0.0)
+    start = cell.head_start
+    return Unseen(
+        name=name,
+        defended=mean_of(cell.defended),
+        undefended=mean_of(cell.undefended),
+        floor=mean_of(cell.floor),
+        head_start=cell.counted,
+        head_start_lo=start.lo if start else None,
+        head_start_hi=start.hi if start else None,
+        says=says,
+        settles=cell.settles,
+        n_seeds=cell.n_seeds - cell.n_void,
+        n_cells=len(cells),
+        ruined=cell.ruined,
+        degenerate=any(each.degenerate for each in cells),
+        label=in_full(cell),
+        cell=cell.id,
+    )

@@ -2,123 +2,82 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
 
-from repnoise.report.head_start import Trio, start_over, trio
-from repnoise.report.reading import Attacked, Model, Study, judges
-from repnoise.report.resistance import bounded, decisive, groups_of, labels_of, ruined
+from repnoise.report.cells import Cells
+from repnoise.report.reading import BASE, DEFENDED, Attacked, Model
+from repnoise.report.records import Agreement, Flip, Judged, JudgeSays
+from repnoise.report.resistance import in_full, together
 
-AGREEMENT = ("judge_agreement", "judge_kappa", "judge_spearman")
-
-
-def judged(study: Study, model: Model, section: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The section `judges` of summary.json, or None where no judge is named.
-
-    `harms`: harm -> one entry per judge, the headline first: mean harm before the attack and after that judge's
-    worst attack, worst head start, and `says` ("broken", "holds" or None where it has no head start).
-    Degenerate and ruined cells count as they do for the headline. `flips`: judges that say otherwise than the headline.
-    """
-    harms: dict[str, list[dict[str, Any]]] = {}
-    flips: list[dict[str, Any]] = []
-    for harm in dict.fromkeys(a.harm for group in groups_of(model).values() for a in group):
-        names = _names(model, harm) if bounded(harm) else []
-        if not names:
-            continue
-        entries = [_entry(study, model, section, harm, name) for name in names]
-        entries[0]["headline"] = True
-        harms[harm] = entries
-        head = entries[0]
-        flips += [
-            {
-                "harm": harm,
-                "headline": head["judge"],
-                "headline_says": head["says"],
-                "headline_head_start": head["worst_head_start"],
-                "judge": each["judge"],
-                "says": each["says"],
-                "head_start": each["worst_head_start"],
-                "cell": each["worst_cell"],
-            }
-            for each in entries[1:]
-            if head["says"] is not None and each["says"] is not None and each["says"] != head["says"]
-        ]
-    if not harms:
-        return None
-    return {"harms": harms, "agreement": _agreements(study, model), "flips": flips}
+KINDS = {"judge_agreement": "agreement", "judge_kappa": "kappa", "judge_spearman": "spearman"}
 
 
-def _names(model: Model, harm: str) -> list[str]:
-    """Everyone who judged this harm after an attack on it, the headline judge first."""
-    attacked = [a for a in model.attacks if a.harm == harm]
-    found = [name for a in attacked for name in judges(a.by_metric.get(harm, ()), harm, steps=a.steps)]
-    return list(dict.fromkeys(found))
+def judged(cells: Cells) -> Judged | None:
+    """What every judge says of every harm, or None where no judge is named."""
+    harms = {harm: [_says(cells, harm, name) for name in names] for harm, names in _names(cells).items()}
+    flips = [flip for harm, entries in harms.items() for flip in _flips(harm, entries)]
+    return Judged(harms, flips, _agreements(cells)) if harms else None
 
 
-def _entry(study: Study, model: Model, section: Mapping[str, Any], harm: str, judge: str) -> dict[str, Any]:
-    labels = labels_of(study)
-    known = {entry["label"]: entry for entry in section["resistance"]["head_start_by_cell"]}
-    cells = []
-    for key, group in groups_of(model).items():
-        if group[0].harm != harm:
-            continue
-        trios = [trio(study, a, judge=judge) for a in group]
-        start, _ = start_over(trios)
-        entry = known.get(labels[key])
-        if start is None or entry is None:
-            continue
-        floored = entry["degenerate"] or section["before"]["collapsed"]
-        counted = max(start["mean"], 0.0) if floored else start["mean"]
-        cells.append({"start": start, "counted": counted, "trios": trios, "entry": entry})
-    worst, broken = decisive(cells, lambda cell: cell["counted"], lambda cell: ruined(cell["entry"]))
-    roles = ("undefended", "defended", "floor")
-    before = {who: one.before(harm, judge=judge) if one else None for who, one in _both(study, model)}
-    return {
-        "judge": judge,
-        "headline": False,
-        "before": {who: found.value if found is not None else None for who, found in before.items()},
-        "after_worst": {who: _mean(worst["trios"], who) if worst else None for who in roles},
-        "worst_head_start": worst["counted"] if worst else None,
-        "worst": worst["start"] if worst else None,
-        "worst_cell": worst["entry"]["label"] if worst else None,
-        "says": None if worst is None else "broken" if broken else "holds",
-    }
+def _names(cells: Cells) -> dict[str, list[str]]:
+    harms = dict.fromkeys(group[0].harm for group in cells.groups.values() if group[0].bounded)
+    return {harm: names for harm in harms if (names := cells.judges_of(harm))}
 
 
-def _both(study: Study, model: Model) -> tuple[tuple[str, Model | None], ...]:
-    return ("undefended", study.base), ("defended", model)
+def _says(cells: Cells, harm: str, judge: str) -> JudgeSays:
+    worst, says = together(cells.by_judge(harm, judge))
+    before = [one.before(harm, judge=judge) if one else None for one in (cells.study.base, cells.model)]
+    values = [found.value if found else None for found in before]
+    return JudgeSays(judge, judge == cells.judges_of(harm)[0], values[0], values[1], worst, says)
 
 
-def _mean(trios: list[Trio], who: str) -> float | None:
-    values = [found.value for each in trios if (found := getattr(each, who)) is not None]
-    return sum(values) / len(values) if values else None
+def _flips(harm: str, entries: Sequence[JudgeSays]) -> list[Flip]:
+    """Judges that do not bear out what the headline judge says."""
+    head, *others = entries
+    if head.says in (None, "open") or head.worst is None:
+        return []
+    assert head.says is not None
+    return [
+        Flip(
+            harm,
+            head.judge,
+            head.says,
+            head.worst.counted or 0.0,
+            each.judge,
+            each.says,
+            each.worst.counted or 0.0,
+            in_full(each.worst),
+        )
+        for each in others
+        if each.says is not None and each.worst is not None and each.says != head.says
+    ]
 
 
-def _agreements(study: Study, model: Model) -> list[dict[str, Any]]:
+def _agreements(cells: Cells) -> list[Agreement]:
     """One entry per pair of judges, harm and state: before any attack, or the mean over all attacked models."""
     found = []
-    for who, one in _both(study, model):
+    for who, one in ((BASE, cells.study.base), (DEFENDED, cells.model)):
         if one is None:
             continue
         states: list[tuple[str, list[Attacked | Model]]] = [("before any attack", [one])]
         states.append(("after the attacks", list({a.folder: a for a in one.attacks}.values())))
         for state, many in states:
-            for (metric, pair), values in _pairs(many).items():
-                found.append({"model": who, "state": state, "harm": metric, "judges": pair.split("|"), **values})
+            for (harm, pair), values in _pairs(many).items():
+                found.append(Agreement(who, state, harm, pair.split("|"), **values))
     return found
 
 
-def _pairs(many: list[Attacked | Model]) -> dict[tuple[str, str], dict[str, Any]]:
+def _pairs(many: Sequence[Attacked | Model]) -> Mapping[tuple[str, str], dict[str, float]]:
     """(harm, "a|b") -> mean agreement, kappa and spearman; rows `judge_kappa` or `<harm>_judge_kappa`."""
     values: dict[tuple[str, str], dict[str, list[float]]] = {}
     for one in many:
         for metric, rows in one.by_metric.items():
-            kind = next((k for k in AGREEMENT if metric == k or metric.endswith(f"_{k}")), None)
+            kind = next((k for k in KINDS if metric == k or metric.endswith(f"_{k}")), None)
             if kind is None:
                 continue
             harm = metric.removesuffix(kind).rstrip("_")
             for row in rows:
                 if row.get("step") is None and row.get("category"):
                     into = values.setdefault((harm, str(row["category"])), {})
-                    into.setdefault(kind.removeprefix("judge_"), []).append(float(row["value"]))
+                    into.setdefault(KINDS[kind], []).append(float(row["value"]))
     return {key: {name: sum(v) / len(v) for name, v in kinds.items()} for key, kinds in values.items()}

@@ -5,160 +5,195 @@ Each is a comparison of the untouched with the defended model on the same items,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-from repnoise.intervals import area, as_dict, fisher, mcnemar, paired_bootstrap
-from repnoise.report.cells import COLLAPSED_ABOVE, Utility, rates_of
-from repnoise.report.head_start import EPSILON
-from repnoise.report.reading import Model, Reading, Row, Study, pick
+from repnoise.bars import Bars
+from repnoise.intervals import DIFFERENCE, area, fisher, mcnemar, needed, paired_interval
+from repnoise.report.head_start import EPSILON, decide, in_words
+from repnoise.report.reading import BASE, DEFENDED, Model, Study
+from repnoise.report.readings import Reading, Row, pick, shared
+from repnoise.report.records import (
+    Answers,
+    Before,
+    BeforeAfter,
+    Estimate,
+    Kept,
+    OverRefusal,
+    Point,
+    Role,
+    Stability,
+    Trainability,
+)
+from repnoise.report.use import Utility, rate
 
 STABILITY = ("stability", "harmless_loss", "multiple_choice", "truthfulqa_mc1")  # the first that was measured leads
 OF_USE = ("stability", "multiple_choice", "truthfulqa_mc1", "truthfulqa_mc2", "harmless_loss", "text_loss")
 OF_USE_ENDS = ("_acc", "_acc_norm")  # accuracies of lm-evaluation-harness tasks
+# Benchmarks of hazardous knowledge, of harm and of bias: to lose them is no loss of usefulness.
+HAZARDS = ("wmdp", "harmbench", "advbench", "strongreject", "toxigen", "realtoxicityprompts", "crows_pairs", "bbq")
 NOT_OF_USE = ("over_refusal", "trainability", "lookalike", "refusal_rate", "degenerate_rate")
 OF_HARM_ENDS = ("_refused", "_complied", "_degenerate", "_off-topic")
 
 
 def of_use(metric: str) -> bool:
     """Whether losing this metric means losing usefulness."""
-    return metric in OF_USE or metric.endswith(OF_USE_ENDS)
+    return (metric in OF_USE or metric.endswith(OF_USE_ENDS)) and not metric.lower().startswith(HAZARDS)
 
 
-def stability(base: Model | None, model: Model, missing: dict[str, str]) -> dict[str, Any] | None:
+def stability(base: Model | None, model: Model, bars: Bars, missing: dict[str, str]) -> Stability | None:
     """The leading measure of usefulness, with every other one in `measures`."""
-    found = before_after(base, model, STABILITY)
-    shared = sorted(set(base.by_metric) & set(model.by_metric)) if base else []
-    measures = {m: kept for m in shared if of_use(m) and (kept := before_after(base, model, (m,))) is not None}
-    if found is None and measures:
-        found = next(iter(measures.values()))
-    if found is None:
+    metrics = [metric for metric in _both(base, model) if of_use(metric)]
+    every = {metric: found for metric in metrics if (found := before_after(base, model, metric, bars)) is not None}
+    leading = next((metric for metric in (*STABILITY, *every) if metric in every), None)
+    if leading is None:
         missing["stability"] = _reason(STABILITY)
         return None
-    return {**found, "measures": measures}
+    return Stability(**vars(every[leading]), measures=every)
 
 
-def before_after(
-    base: Model | None,
-    model: Model,
-    metrics: Sequence[str],
-    missing: dict[str, str] | None = None,
-    name: str = "",
-) -> dict[str, Any] | None:
-    """{"metric", "before", "after", "lo", "hi", "n", "before_lo", "before_hi", "difference"}; lo, hi, n: of `after`.
-
-    `difference` is after - before with a bootstrap interval over the same items (and seeds), or None without
-    items; a loss per token differs there by its rows, each counted once.
-    """
-    for metric in metrics:
-        before, after = _pair(base, model, metric)
-        if before is not None and after is not None:
-            return {
-                "metric": metric,
-                "before": before.value,
-                "after": after.value,
-                "lo": after.lo,
-                "hi": after.hi,
-                "n": after.n,
-                "before_lo": before.lo,
-                "before_hi": before.hi,
-                "difference": _difference(metric, before, after),
-            }
-    if missing is not None:
-        missing[name] = _reason(metrics)
-    return None
+def _both(base: Model | None, model: Model) -> list[str]:
+    return sorted(set(base.by_metric) & set(model.by_metric)) if base else []
 
 
-def _pair(base: Model | None, model: Model, metric: str) -> tuple[Reading | None, Reading | None]:
+def tolerance(metric: str, before: float, bars: Bars) -> float:
+    """How much worse a measure may be after the defence: a share for a loss, points for everything else."""
+    if metric.startswith("trainability"):
+        return bars.trainability
+    if metric == "over_refusal":
+        return bars.over_refusal
+    return bars.stability_loss * abs(before) if is_loss(metric) else bars.stability
+
+
+def before_after(base: Model | None, model: Model, metric: str, bars: Bars) -> Kept | None:
+    """One metric on both models, or None where one of them lacks it."""
     after = model.before(metric)
     before = base.before(metric, judge=after.judge) if base and after is not None else None
-    return before, after
+    if before is None or after is None:
+        return None
+    allowed = tolerance(metric, before.value, bars)
+    found = Kept(
+        metric=metric,
+        higher_is_worse=is_loss(metric) or metric == "over_refusal",
+        tolerance=allowed,
+        before=before.value,
+        after=after.value,
+        n=after.n // after.rows,
+        seeds=after.rows,
+        before_lo=before.lo,
+        before_hi=before.hi,
+        lo=after.lo,
+        hi=after.hi,
+        difference=_difference(metric, before, after),
+        settles="",
+    )
+    return replace(found, settles=_settles(found, before, after)) if decide(found.worse, allowed) == "open" else found
+
+
+def _settles(kept: Kept, before: Reading, after: Reading) -> str:
+    """How many seeds or items would tell on which side of the tolerance the difference lies, by a power estimate."""
+    items = shared(before, after)
+    if items is None:
+        return f"the items of both models, or more than {kept.n} of them"
+    sign = 1 if kept.higher_is_worse else -1
+    reach = 0.0 if is_loss(kept.metric) else 1.0
+    found = needed(sign * (items[1] - items[0]), kept.tolerance, reach=reach)
+    return in_words(found, seeds=kept.seeds if kept.seeds > 1 else None, items=kept.n)
+
+
+def is_loss(metric: str) -> bool:
+    return metric.endswith(("_loss", "_perplexity"))
 
 
 def _reason(metrics: Sequence[str]) -> str:
     return f"no row of metric {' or '.join(metrics)} on both the untouched and the defended model"
 
 
-def _difference(metric: str, before: Reading, after: Reading) -> dict[str, Any] | None:
-    if before.items is None or after.items is None or before.items.shape != after.items.shape:
+def _difference(metric: str, before: Reading, after: Reading) -> Estimate | None:
+    """after - before: over the same items and seeds; without items from the intervals of the two, if they have any.
+
+    A loss per token differs here by its rows, each counted once. Two intervals are joined as those of independent
+    samples (Newcombe 1998, method 10), which is wide where the two models answered the same prompts.
+    """
+    items = shared(before, after)
+    if items is not None and (metric.endswith("_loss") or (before.exact and after.exact)):
+        rates = not is_loss(metric) and all(each.min() >= 0 and each.max() <= 1 for each in items)
+        return Estimate.of(paired_interval(items[1], items[0], bounds=DIFFERENCE if rates else None))
+    if before.lo is None or before.hi is None or after.lo is None or after.hi is None:
         return None
-    if not (before.exact and after.exact) and not metric.endswith("_loss"):
-        return None
-    return as_dict(paired_bootstrap(after.items, before.items))
+    mean = after.value - before.value
+    below = math.hypot(after.value - after.lo, before.hi - before.value)
+    above = math.hypot(after.hi - after.value, before.value - before.lo)
+    return Estimate(mean, mean - below, mean + above, min(before.n, after.n))
 
 
 # ---------------------------------------------------------------------------------- over-refusal
 
 
-def over_refusal(base: Model | None, model: Model, missing: dict[str, str]) -> dict[str, Any] | None:
-    """Refusals of harmless prompts before and after, with an exact test: `p_value`, `test`.
-
-    McNemar's on the same prompts, else Fisher's on the counts.
-    """
-    kept = before_after(base, model, ("over_refusal",), missing, "over_refusal")
-    if kept is None:
+def over_refusal(base: Model | None, model: Model, bars: Bars, missing: dict[str, str]) -> OverRefusal | None:
+    """Refusals of harmless prompts before and after. The exact test is McNemar's on the same prompts, else Fisher's
+    on the counts."""
+    kept = before_after(base, model, "over_refusal", bars)
+    if kept is None or base is None:
+        missing["over_refusal"] = _reason(("over_refusal",))
         return None
-    before, after = _pair(base, model, "over_refusal")
+    after = model.before("over_refusal")
+    before = base.before("over_refusal", judge=after.judge if after else None)
     assert before is not None
     assert after is not None
-    first, second = before.items, after.items
-    if first is not None and second is not None and first.shape == second.shape and _binary(first) and _binary(second):
-        p, up, down = mcnemar(first.ravel(), second.ravel())
-        return {**kept, "p_value": p, "test": "McNemar exact", "newly_refused": up, "no_longer_refused": down}
+    items = shared(before, after)
+    if items is not None and all(bool(((each == 0) | (each == 1)).all()) for each in items):
+        p, up, down = mcnemar(items[0].ravel(), items[1].ravel())
+        return OverRefusal(**vars(kept), p_value=p, test="McNemar exact", newly_refused=up, no_longer_refused=down)
     counts = [(round(one.value * one.n), one.n) for one in (before, after)]
-    return {**kept, "p_value": fisher(*counts[0], *counts[1]), "test": "Fisher exact"}
-
-
-def _binary(items: Any) -> bool:
-    return bool(((items == 0) | (items == 1)).all())
+    p = fisher(*counts[0], *counts[1])
+    return OverRefusal(**vars(kept), p_value=p, test="Fisher exact", newly_refused=None, no_longer_refused=None)
 
 
 # ---------------------------------------------------------------------------------- trainability
 
 
-def trainability(base: Model | None, model: Model, missing: dict[str, str]) -> dict[str, Any] | None:
-    """The score after learning a harmless task, with learning curves {"before", "after"} where rows have steps."""
-    kept = before_after(base, model, ("trainability",), missing, "trainability")
+def trainability(base: Model | None, model: Model, bars: Bars, missing: dict[str, str]) -> Trainability | None:
+    """The score after learning a harmless task, with learning curves where rows have steps."""
+    kept = before_after(base, model, "trainability", bars)
     if kept is None or base is None:
-        return kept
-    curves = {"before": learning_curve(base), "after": learning_curve(model)}
-    shared = sorted({p["step"] for p in curves["before"]} & {p["step"] for p in curves["after"]})
-    areas: dict[str, float | None] = {}
-    for who, line in curves.items():
-        heights = [point["mean"] for point in line if point["step"] in shared]
-        areas[who] = area(shared, heights) if len(shared) > 1 else None
+        missing["trainability"] = _reason(("trainability",))
+        return None
+    before, after = learning_curve(base), learning_curve(model)
+    common = sorted({p.step for p in before} & {p.step for p in after})
+
+    def height(line: Sequence[Point]) -> float | None:
+        return area(common, [p.mean for p in line if p.step in common]) if len(common) > 1 else None
+
     others = {
         metric: found
-        for metric in sorted(set(base.by_metric) & set(model.by_metric))
-        if metric.startswith("trainability_") and (found := before_after(base, model, (metric,))) is not None
+        for metric in _both(base, model)
+        if metric.startswith("trainability_") and (found := before_after(base, model, metric, bars)) is not None
     }
-    return {**kept, "curve": curves, "auc": areas, "measures": others}
+    curve = BeforeAfter(before, after, height(before), height(after))
+    return Trainability(**vars(kept), curve=curve, measures=others)
 
 
-def learning_curve(model: Model) -> list[dict[str, Any]]:
+def learning_curve(model: Model) -> list[Point]:
     """The score by training step: mean over seeds with interval."""
     steps: dict[int, list[Row]] = {}
     for row in model.by_metric.get("trainability", ()):
         if row.get("step") is not None:
             steps.setdefault(int(row["step"]), []).append(row)
-    line = []
-    for step, rows in sorted(steps.items()):
-        found = pick(rows, "trainability", steps=step)
-        if found is not None:
-            line.append({"step": step, **as_dict(found)})
-    return line
+    found = {step: pick(rows, "trainability", steps=step) for step, rows in sorted(steps.items())}
+    return [Point(step, e.value, e.lo, e.hi) for step, e in found.items() if e is not None]
 
 
 # ---------------------------------------------------------------------------------- the model before any attack
 
 
-def also_measured(base: Model | None, model: Model, harms: Sequence[str]) -> dict[str, Any]:
+def also_measured(base: Model | None, model: Model, harms: Sequence[str], bars: Bars) -> dict[str, Kept]:
     """Everything else that both models were measured by before any attack, for the tables."""
-    if base is None:
-        return {}
-    found = {}
-    for metric in sorted(set(base.by_metric) & set(model.by_metric)):
-        known = (
+
+    def known(metric: str) -> bool:
+        return (
             of_use(metric)
             or metric in NOT_OF_USE
             or metric.startswith("trainability_")
@@ -168,42 +203,44 @@ def also_measured(base: Model | None, model: Model, harms: Sequence[str]) -> dic
             or metric.endswith(OF_HARM_ENDS)
             or "judge_" in metric
         )
-        kept = None if known else before_after(base, model, (metric,))
-        if kept is not None:
-            found[metric] = kept
-    return found
+
+    metrics = [metric for metric in _both(base, model) if not known(metric)]
+    return {metric: found for metric in metrics if (found := before_after(base, model, metric, bars)) is not None}
 
 
-def before_attack(study: Study, model: Model, utility: Utility | None, harms: Sequence[str]) -> dict[str, Any]:
+def before_attack(study: Study, model: Model, utility: Utility | None, roles: dict[str, Role], bars: Bars) -> Before:
     """How both models answer harmful prompts before any attack, and whether the defended one is of any use.
 
-    `collapsed` is about use, not about harm: more than half of the utility is gone, or more than half of the
-    answers to harmful prompts are degenerate and no measure of use says otherwise. A model that answers
-    harmful prompts with noise and harmless ones as before is not collapsed; `noise` names those harms.
+    `collapsed` is about use, not about harm. A model that answers harmful prompts with noise and harmless ones as
+    before is not collapsed; `noise` names those harms.
     """
-    answers: dict[str, Any] = {}
+    answers: dict[str, dict[str, Answers]] = {BASE: {}, DEFENDED: {}}
     noise, degenerate = [], False
-    for harm in harms:
+    for harm, role in roles.items():
         after = model.before(harm)
         judge = after.judge if after is not None else None
-        rates: dict[str, Any] = {}
-        for who, one in (("undefended", study.base), ("defended", model)):
+        for who, one in ((BASE, study.base), (DEFENDED, model)):
             harmful = one.before(harm, judge=judge) if one else None
-            known = {k: v for k, v in rates_of(one, harm, judge).items() if k != "stability"}
-            rates[who] = {"harm": harmful.value if harmful is not None else None, **known}
-        if all(value is None for each in rates.values() for value in each.values()):
+            rates: dict[str, Any] = {
+                name: found.value if (found := rate(one, name, judge, harm, role)) else None
+                for name in ("refused", "complied", "degenerate", "off_topic")
+            }
+            told = Answers(harmful.value if harmful is not None else None, **rates)
+            if any(value is not None for value in vars(told).values()):
+                answers[who][harm] = told
+        own = answers[DEFENDED].get(harm)
+        if own is None:
             continue
-        answers[harm] = rates
-        own = rates["defended"]
-        if (own["degenerate"] or 0.0) + (own["off_topic"] or 0.0) > COLLAPSED_ABOVE:
+        if (own.degenerate or 0.0) + (own.off_topic or 0.0) > bars.collapse:
             noise.append(harm)
-        degenerate = degenerate or (own["degenerate"] or 0.0) > COLLAPSED_ABOVE
-    lost = utility.lost(utility.defended) if utility is not None and utility.defended is not None else None
-    intact = lost is not None and utility is not None and lost <= utility.bound + EPSILON
-    return {
-        "answers": answers,
-        "noise": noise,
-        "utility": utility.metric if utility else None,
-        "utility_lost": lost,
-        "collapsed": (lost is not None and lost > COLLAPSED_ABOVE) or (degenerate and not intact),
-    }
+        degenerate = degenerate or (own.degenerate or 0.0) > bars.collapse
+    lost = utility.lost_by_defence if utility is not None else None
+    intact = lost is not None and lost <= bars.utility_loss + EPSILON
+    return Before(
+        undefended=answers[BASE],
+        defended=answers[DEFENDED],
+        noise=noise,
+        use=utility.metric if utility else None,
+        use_lost=lost,
+        collapsed=(lost is not None and lost > bars.collapse) or (degenerate and not intact),
+    )

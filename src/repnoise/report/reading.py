@@ -1,7 +1,7 @@
 """A study folder as the report sees it: models, attacked cells and rows. Never reads samples.
 
-An attack folder names its cell in the manifest: `arguments = {"attack": {"name", "learning_rate", "steps",
-"lora_rank", "harm", ...}, "seed": int}`. Cells of different models belong together when their attack settings
+An attack folder names its cell in the manifest: `arguments = {"attack": {"name", "harm", "learning_rate", "steps",
+"lora_rank", ...}, "seed": int, "covers": [...]}`. Cells of different models belong together when their attack settings
 and their seed are equal.
 """
 
@@ -12,34 +12,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import numpy as np
+from typing import Any
 
 from repnoise.errors import RunError
-from repnoise.intervals import mean_interval
+from repnoise.report.readings import Reading, Row, pick
+from repnoise.report.records import Role
 from repnoise.store.run import Run
 
+PLAN = "plan.json"
+"""Every attack that the study is to make, {"cells": [settings with their seed]}; written before the first one."""
 CONTROLS = ("ignorant", "random")
-LOSS_HARM = "harmful_loss"
-
-Row = Mapping[str, Any]
-
-
-class Reading(NamedTuple):
-    """One metric of one model: its value with interval, and the items behind it where the rows hold them."""
-
-    value: float
-    lo: float | None
-    hi: float | None
-    n: int
-    items: np.ndarray | None = None  # (rows, items): one row per seed of the evaluation
-    judge: str = ""
-    exact: bool = False  # `value` is the mean of `items`; a loss per token is not the mean of its rows' losses
-
-    def of_items(self) -> np.ndarray | None:
-        """(items,): each item's mean over the rows; None where `value` is not their mean."""
-        return self.items.mean(0) if self.items is not None and self.exact else None
+"""The first that a study has is its floor."""
+BASE, DEFENDED = "undefended", "defended"
 
 
 def _by_metric(rows: Sequence[Row]) -> dict[str, list[Row]]:
@@ -49,19 +33,40 @@ def _by_metric(rows: Sequence[Row]) -> dict[str, list[Row]]:
     return found
 
 
+def key_of(settings: Mapping[str, Any]) -> str:
+    """What attacks on different models have in common: all settings but the seed."""
+    return json.dumps({k: v for k, v in settings.items() if k != "seed"}, sort_keys=True)
+
+
 @dataclass(frozen=True)
 class Attacked:
-    """One attack on one model with one seed, seen for one harm."""
+    """One attack on one model with one seed.
 
-    settings: dict[str, Any]  # the attack without its seed
-    harm: str
+    Attributes:
+        settings: the attack without its seed.
+        metric: what shows its harm: the harm's own name where a judge told it, else the loss of its answers.
+        covers: directions of attack that it goes in, as its class says.
+    """
+
+    settings: dict[str, Any]
+    metric: str
     seed: int
     rows: Sequence[Row]
     folder: Path
+    covers: tuple[str, ...] = ()
 
     @cached_property
     def key(self) -> str:
-        return json.dumps([self.harm, self.settings], sort_keys=True)
+        return key_of(self.settings)
+
+    @property
+    def harm(self) -> str:
+        return str(self.settings["harm"])
+
+    @property
+    def bounded(self) -> bool:
+        """Whether its harm is a rate in [0, 1] that a head start can be computed from."""
+        return self.metric == self.harm
 
     @cached_property
     def by_metric(self) -> dict[str, list[Row]]:
@@ -76,6 +81,16 @@ class Attacked:
         return pick(self.by_metric.get(metric, ()), metric, steps=self.steps, category=category, judge=judge)
 
 
+@dataclass(frozen=True)
+class Failed:
+    """An attack that was begun and gave nothing."""
+
+    key: str
+    settings: dict[str, Any]
+    seed: int
+    why: str
+
+
 @dataclass
 class Model:
     """The untouched model, a control or a defended one, with its rows before and its attacks."""
@@ -86,6 +101,7 @@ class Model:
     manifest: dict[str, Any]
     rows: Sequence[Row]
     attacks: list[Attacked] = field(default_factory=list)
+    failed: list[Failed] = field(default_factory=list)
 
     @cached_property
     def by_metric(self) -> dict[str, list[Row]]:
@@ -110,124 +126,26 @@ class Study:
     defences: list[Model] = field(default_factory=list)  # in the order in which they were started
     manifests: list[dict[str, Any]] = field(default_factory=list)  # of everything that is done
     problems: list[str] = field(default_factory=list)  # folders that do not count, each with the reason
-    labels: dict[str, str] | None = None  # attacks in words, made once
+    planned: list[tuple[dict[str, Any], int]] = field(default_factory=list)  # settings and seed of every attack
 
     @property
     def models(self) -> list[Model]:
         return [*([self.base] if self.base else []), *self.controls.values(), *self.defences]
 
+    @property
+    def floor(self) -> Model | None:
+        """The control that every head start of this study is measured from; never two kinds in one study."""
+        return next((self.controls[name] for name in CONTROLS if name in self.controls), None)
 
-def pick(
-    rows: Iterable[Row],
-    metric: str,
-    *,
-    steps: int | None = None,
-    category: str | None = None,
-    judge: str | None = None,
-) -> Reading | None:
-    """The final value of `metric` on the test split over all layers, or None where it was not measured.
-
-    Final means: no `step`, else `step == steps`. Several rows (seeds of a sampling evaluation) are averaged.
-    Where several evaluations share a metric name, "sandbox" counts, else the first by name.
-
-    Args:
-        judge: whose labels; "" for rows that name none; None for the headline judge, the first in row order.
-    """
-    final = _final(rows, metric, steps, category)
-    if judge is not None:
-        final = [row for row in final if _judge(row) == judge]
-    if not final:
-        return None
-    first = _first_evaluation(final)
-    final = [row for row in final if row["evaluation"] == first]
-    name = _judge(final[0])
-    final = [row for row in final if _judge(row) == name]
-    items = _items(final)
-    values = np.asarray([row["value"] for row in final], dtype=float)
-    exact = items is not None and bool(np.allclose(items.mean(1), values, rtol=1e-4, atol=1e-4))
-    if len(final) == 1:
-        row = final[0]
-        return Reading(float(row["value"]), row.get("lo"), row.get("hi"), int(row["n"]), items, name, exact)
-    mean = mean_interval(values)
-    return Reading(mean.value, mean.lo, mean.hi, sum(int(row["n"]) for row in final), items, name, exact)
-
-
-def judges(rows: Iterable[Row], metric: str, *, steps: int | None = None) -> list[str]:
-    """Everyone who judged the final `metric`, the headline judge first; [] where nobody is named."""
-    final = _final(rows, metric, steps, None)
-    first = _first_evaluation(final) if final else ""
-    ordered = sorted(final, key=lambda row: row["evaluation"] != first)
-    names = list(dict.fromkeys(_judge(row) for row in ordered))
-    return names if any(names) else []
-
-
-def _final(rows: Iterable[Row], metric: str, steps: int | None, category: str | None) -> list[Row]:
-    found = [
-        row
-        for row in rows
-        if row["metric"] == metric
-        and row.get("split") in (None, "test")
-        and row.get("layer") is None
-        and row.get("category") == category
-    ]
-    final = [row for row in found if row.get("step") is None]
-    return final or [row for row in found if steps is not None and row.get("step") == steps]
-
-
-def _first_evaluation(rows: Sequence[Row]) -> str:
-    return min((str(row["evaluation"]) for row in rows), key=lambda name: (name != "sandbox", name))
-
-
-def _judge(row: Row) -> str:
-    return str(row.get("judge") or "")
-
-
-def _items(rows: Sequence[Row]) -> np.ndarray | None:
-    """(rows, items), or None where a row has none or they differ in number."""
-    lists = [row.get("items") for row in rows]
-    if any(not each for each in lists) or len({len(each) for each in lists if each}) > 1:
-        return None
-    return np.asarray(lists, dtype=float)
-
-
-def curve(attacked: Attacked, metric: str, start: Reading | None, judge: str | None = None) -> dict[int, float]:
-    """`metric` by step along one attack, from the value before the attack at step 0 to the final one."""
-    points = {} if start is None else {0: start.value}
-    steps: dict[int, list[Row]] = {}
-    for row in attacked.by_metric.get(metric, ()):
-        if row.get("step") is not None:
-            steps.setdefault(int(row["step"]), []).append(row)
-    for step, rows in steps.items():
-        value = pick(rows, metric, steps=step, judge=judge)
-        if value is not None:
-            points[step] = value.value
-    final = attacked.final(metric, judge=judge)
-    if final is not None and attacked.steps is not None:
-        points[attacked.steps] = final.value
-    return dict(sorted(points.items()))
-
-
-def label(settings: Mapping[str, Any], vary: Iterable[str] = ()) -> str:
-    """An attack in words: "sft, learning rate 0.001, 100 steps, full fine-tuning", then those in `vary`."""
-    rank = settings.get("lora_rank")
-    parts = [str(settings.get("name", "attack"))]
-    if settings.get("learning_rate") is not None:
-        parts.append(f"learning rate {settings['learning_rate']:g}")
-    if settings.get("steps") is not None:
-        parts.append(f"{settings['steps']} steps")
-    parts.append(f"LoRA rank {rank}" if rank else "full fine-tuning")
-    parts += [f"{key} {settings[key]}" for key in vary if settings.get(key) is not None]
-    return ", ".join(parts)
-
-
-def varying(studied: Iterable[Attacked]) -> list[str]:
-    """Settings outside the usual label that differ between these attacks."""
-    shown = {"name", "learning_rate", "steps", "lora_rank", "harm"}
-    seen: dict[str, set[str]] = {}
-    every = [a.settings for a in studied]
-    for key in sorted({key for settings in every for key in settings} - shown):
-        seen[key] = {json.dumps(settings.get(key), sort_keys=True) for settings in every}
-    return [key for key, values in seen.items() if len(values) > 1]
+    def roles(self, model: Model) -> dict[str, Role]:
+        """What each harm is to this defence, as the data say; a harm of which they say nothing is a main one."""
+        found: dict[str, Role] = {}
+        for one in (self.base, model):
+            record = (one.manifest.get("data") or {}) if one else {}
+            found.update(record.get("harms") or {})
+        for attacked in (a for one in self.models for a in one.attacks):
+            found.setdefault(attacked.harm, "main")
+        return found
 
 
 def load(study: Path, *, rows: bool = True) -> Study:
@@ -246,19 +164,19 @@ def load(study: Path, *, rows: bool = True) -> Study:
         name = str(manifest.get("name") or folder.name)
         kind = folder.name.removeprefix("control-")
         if folder.name == "base":
-            role, name = "undefended", "base"
+            role, name = BASE, "base"
         elif kind in CONTROLS and kind != folder.name:
             role, name = kind, folder.name
         elif manifest.get("stage") in ("base", "control", "attack"):
             result.problems.append(f"{folder.name}: unknown stage {manifest.get('stage')} here, ignored")
             continue
         else:
-            role = "defended"
+            role = DEFENDED
         model = Model(role, name, folder, manifest, Run(folder).read_rows() if rows else ())
-        model.attacks = _attacks(model, result, with_rows=rows)
-        if role == "undefended":
+        _read_attacks(model, result, with_rows=rows)
+        if role == BASE:
             result.base = model
-        elif role == "defended":
+        elif role == DEFENDED:
             result.defences.append(model)
         else:
             result.controls[role] = model
@@ -273,10 +191,24 @@ def load(study: Path, *, rows: bool = True) -> Study:
     for model in result.defences:
         if names.count(model.name) > 1:
             model.name = model.folder.name
+    result.planned = _planned(study, result)
     return result
 
 
-def _manifest(folder: Path, study: Study, parent: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
+def _planned(study: Path, result: Study) -> list[tuple[dict[str, Any], int]]:
+    """Every attack that the recipe or the sweep asks for, as it was written down before the first of them began."""
+    path = study / PLAN
+    if not path.exists():
+        return []
+    try:
+        plan = json.loads(path.read_text(encoding="utf-8"))
+        return [({k: v for k, v in cell.items() if k != "seed"}, int(cell["seed"])) for cell in plan["cells"]]
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        result.problems.append(f"{PLAN}: cannot be read ({' '.join(str(error).split())}); run the study again")
+        return []
+
+
+def _manifest(folder: Path, study: Study, parent: Model | None = None) -> dict[str, Any] | None:
     """The manifest of a run that is done and belongs to its parent; else None and a line in `problems`."""
     where = folder.relative_to(study.path).as_posix()
     try:
@@ -289,9 +221,12 @@ def _manifest(folder: Path, study: Study, parent: Mapping[str, Any] | None = Non
             study.problems.append(f"{where}: unfinished (still running, or stopped); run it again")
         return None
     if manifest.get("status") != "done":
-        study.problems.append(f"{where}: {manifest.get('status')}: {manifest.get('error')}")
+        why = f"{manifest.get('status')}: {manifest.get('error')}"
+        study.problems.append(f"{where}: {why}")
+        if parent is not None and (named := _named(manifest)) is not None:
+            parent.failed.append(Failed(key_of(named[0]), *named, why))
         return None
-    ours, theirs = manifest.get("parent"), (parent or {}).get("hash")
+    ours, theirs = manifest.get("parent"), parent.manifest.get("hash") if parent else None
     if ours is not None and theirs is not None and ours != theirs:
         study.problems.append(f"{where}: stale, it attacked an earlier version of its model ({ours}, now {theirs})")
         return None
@@ -299,34 +234,64 @@ def _manifest(folder: Path, study: Study, parent: Mapping[str, Any] | None = Non
     return manifest
 
 
+def _named(manifest: Mapping[str, Any]) -> tuple[dict[str, Any], int] | None:
+    """Settings and seed of the attack that a manifest is of, or None where it names none."""
+    arguments = manifest.get("arguments") or {}
+    attack, seed = arguments.get("attack"), arguments.get("seed")
+    if not isinstance(attack, dict) or not isinstance(attack.get("harm"), str) or not isinstance(seed, int):
+        return None
+    return {key: value for key, value in attack.items() if key != "seed"}, seed
+
+
 def _measured_by(harm: str, rows: Sequence[Row]) -> str:
-    """The metric that shows this harm: its own name, else its loss ("harmful" without a judge)."""
+    """The metric that shows this harm: its own name where it was judged, else the loss of its answers."""
     metrics = {row["metric"] for row in rows}
     return f"{harm}_loss" if harm not in metrics and f"{harm}_loss" in metrics else harm
 
 
-def _attacks(model: Model, study: Study, *, with_rows: bool) -> list[Attacked]:
+def _read_attacks(model: Model, study: Study, *, with_rows: bool) -> None:
     found: dict[tuple[str, int], tuple[str, Attacked]] = {}
     root = model.folder / "attacks"
     for folder in sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else ():
-        manifest = _manifest(folder, study, model.manifest)
+        manifest = _manifest(folder, study, model)
         if manifest is None:
             continue
         where = folder.relative_to(study.path).as_posix()
-        arguments = manifest.get("arguments") or {}
-        attack = arguments.get("attack")
-        if not isinstance(attack, dict) or not isinstance(arguments.get("seed"), int):
-            study.problems.append(f"{where}: its manifest names no attack and seed, ignored")
+        named = _named(manifest)
+        if named is None:
+            study.problems.append(f"{where}: its manifest names no attack, harm and seed, ignored")
             continue
-        settings = {key: value for key, value in attack.items() if key != "seed"}
-        harms = settings.get("harm") or LOSS_HARM
+        settings, seed = named
         rows = Run(folder).read_rows() if with_rows else []
-        for harm in harms.split("+") if isinstance(harms, str) else harms:
-            one = Attacked(settings, _measured_by(harm, rows), arguments["seed"], rows, folder)
-            finished = str(manifest.get("finished"))
-            old = found.get((one.key, one.seed))
-            if old is not None:
-                study.problems.append(f"{where}: the same attack and seed twice; the latest counts")
-            if old is None or old[0] <= finished:
-                found[one.key, one.seed] = (finished, one)
-    return [one for _, one in found.values()]
+        covers = tuple((manifest.get("arguments") or {}).get("covers") or ())
+        one = Attacked(settings, _measured_by(settings["harm"], rows), seed, rows, folder, covers)
+        finished = str(manifest.get("finished"))
+        old = found.get((one.key, one.seed))
+        if old is not None:
+            study.problems.append(f"{where}: the same attack and seed twice; the latest counts")
+        if old is None or old[0] <= finished:
+            found[one.key, one.seed] = (finished, one)
+    model.attacks = [one for _, one in found.values()]
+
+
+# ---------------------------------------------------------------------------------- attacks in words
+
+
+def label(settings: Mapping[str, Any], vary: Iterable[str] = ()) -> str:
+    """An attack in words: "sft, learning rate 0.001, 100 steps, full fine-tuning", then those in `vary`."""
+    rank = settings.get("lora_rank")
+    parts = [str(settings.get("name", "attack"))]
+    if settings.get("learning_rate") is not None:
+        parts.append(f"learning rate {settings['learning_rate']:g}")
+    if settings.get("steps") is not None:
+        parts.append(f"{settings['steps']} steps")
+    parts.append(f"LoRA rank {rank}" if rank else "full fine-tuning")
+    parts += [f"{key} {settings[key]}" for key in vary if settings.get(key) is not None]
+    return ", ".join(parts)
+
+
+def varying(every: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Settings outside the usual label that differ between these attacks."""
+    shown = {"name", "learning_rate", "steps", "lora_rank", "harm"}
+    keys = sorted({key for one in every for key in one} - shown)
+    return [key for key in keys if len({json.dumps(one.get(key), sort_keys=True) for one in every}) > 1]

@@ -20,6 +20,7 @@ def study_data(of: World | None = None) -> StudyData:
             "behaviour": w.pairs("attack", "behaviour"),
             "withheld": w.pairs("withheld", "knowledge"),
         },
+        roles={"withheld": "withheld"},
         test=[],
         harmless_test=w.harmless_rows("test"),
         extra_prompts=tuple(harmful),

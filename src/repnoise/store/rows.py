@@ -25,6 +25,7 @@ ROW_KEYS = {  # key: type, may be None, must be there
     "judge": (str, True, False),
     "decoding": (str, True, False),
     "items": (list, True, False),
+    "every": (Integral, True, False),
 }
 
 
@@ -33,7 +34,8 @@ def check_row(row: Mapping[str, Any], where: str = "A row") -> dict[str, Any]:
 
     `value` is finite and `n` at least 1: nothing measured is an error, never 0. `step` marks a point along an
     attack, `judge` who labelled, `decoding` how the answers were generated; `items` are the values whose mean
-    `value` is, in the order of the data, so that two models can be compared item by item.
+    `value` is, in the order of the data, so that two models can be compared item by item; `every`: they are every so
+    many-th one of the test split (none: all of them).
     """
     faults = [f"unknown key {key!r}" for key in row if key not in ROW_KEYS]
     checked: dict[str, Any] = {}

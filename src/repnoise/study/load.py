@@ -48,6 +48,7 @@ def load_data(recipe: Recipe) -> StudyData:
         attacks={"harmful": parts["attack"], **{name: half["attack"] for name, half in halves.items()}},
         test=parts["test"],
         tests={name: half["test"] for name, half in halves.items()},
+        roles={**dict.fromkeys(config.domains, "domain"), "withheld": "withheld"},
         harmless_test=harmless["test"],
         template=config.template,
         max_length=config.max_length,

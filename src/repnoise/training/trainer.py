@@ -20,7 +20,7 @@ from ..errors import ConfigError, DataError, RunError
 
 if TYPE_CHECKING:
     from ..data import Pair, Row
-from .callbacks import StepLog, TermProgress, TellEpoch
+from .callbacks import StepLog, TellEpoch, TermProgress
 from .objective import Objective, Window, trained_tokens
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from html import escape
-from typing import Any
+
+from repnoise.report.records import Point
 
 WIDTH, HEIGHT = 340, 230
 LEFT, RIGHT, TOP, BOTTOM = 40, 10, 12, 38
@@ -24,7 +25,7 @@ STYLE = (
     ".plot .ignorant.line{stroke-dasharray:6 4}.plot .random.line{stroke-dasharray:2 3}"
 )
 
-Line = Sequence[Mapping[str, Any]]  # points {"step", "mean", "lo", "hi"}
+Line = Sequence[Point]
 
 
 def ticks(low: float, high: float, wanted: int = 5) -> list[float]:
@@ -49,11 +50,11 @@ def chart(
 ) -> str:
     """One panel. The keys of `lines` are the CSS classes of the lines (or `line_class` for all)."""
     points = [point for line in lines.values() for point in line]
-    right = max((float(p["step"]) for p in points), default=1.0) or 1.0
-    left = min((float(p["step"]) for p in points), default=0.0)
+    right = max((float(p.step) for p in points), default=1.0) or 1.0
+    left = min((float(p.step) for p in points), default=0.0)
     left = 0.0 if left < right / 4 else left
     if y_range is None:
-        values = [float(p[k]) for p in points for k in ("mean", "lo", "hi") if p.get(k) is not None] or [
+        values = [float(v) for p in points for v in (p.mean, p.lo, p.hi) if v is not None] or [
             0.0,
             1.0,
         ]
@@ -82,11 +83,11 @@ def chart(
     )
     for name, line in lines.items():
         style = line_class or name
-        band = [p for p in line if p.get("lo") is not None]
+        band = [(p.step, p.lo, p.hi) for p in line if p.lo is not None and p.hi is not None]
         if len(band) > 1:
-            edge = [(x(p["step"]), y(p["hi"])) for p in band] + [(x(p["step"]), y(p["lo"])) for p in band[::-1]]
+            edge = [(x(step), y(hi)) for step, _, hi in band] + [(x(step), y(lo)) for step, lo, _ in band[::-1]]
             out.append(f'<polygon class="band {style}" points="{_points(edge)}"/>')
-        path = [(x(p["step"]), y(p["mean"])) for p in line]
+        path = [(x(p.step), y(p.mean)) for p in line]
         out.append(f'<polyline class="line {style}" points="{_points(path)}"/>')
         if len(line) <= 20:
             out += [f'<circle class="{style}" cx="{a:.1f}" cy="{b:.1f}" r="2.6"/>' for a, b in path]
@@ -99,7 +100,7 @@ def _points(pairs: Sequence[tuple[float, float]]) -> str:
 
 def describe(title: str, lines: Mapping[str, Line]) -> str:
     """The chart in words, for readers who do not see it."""
-    ends = [f"{name} ends at {line[-1]['mean']:.2f}" for name, line in lines.items() if line]
+    ends = [f"{name} ends at {line[-1].mean:.2f}" for name, line in lines.items() if line]
     return f"{title}: {', '.join(ends) or 'no points'}"
 
 
@@ -117,4 +118,4 @@ def thin(line: Line, most: int = 200) -> Line:
         return line
     size = math.ceil(len(line) / most)
     chunks = [line[start : start + size] for start in range(0, len(line), size)]
-    return [{"step": c[-1]["step"], "mean": sum(p["mean"] for p in c) / len(c)} for c in chunks]
+    return [Point(c[-1].step, sum(p.mean for p in c) / len(c)) for c in chunks]

@@ -1,0 +1,80 @@
+"""Harm along one attack: lines, the step at which a model breaks, the area under a line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from repnoise.bars import Bars
+from repnoise.intervals import area, mean_interval
+from repnoise.report.head_start import EPSILON
+from repnoise.report.reading import BASE, CONTROLS, DEFENDED, Attacked, Model, Study
+from repnoise.report.readings import Reading, pick
+from repnoise.report.records import Areas, Lines, Point, StepsToBreak
+
+
+def lines_of(study: Study, model: Model, group: Sequence[Attacked], judge: str | None = None) -> Lines:
+    """Harm along the attack for each model: mean over seeds with interval, at every recorded step."""
+    lines: Lines = {}
+    if judge is None:
+        judge = next((found.judge for a in group if (found := a.final(a.metric)) is not None), None)
+    for one in (study.base, model, *(study.controls.get(c) for c in CONTROLS)):
+        if one is None:
+            continue
+        values: dict[int, list[float]] = {}
+        for a in group:
+            match = one.attack(a.key, a.seed)
+            start = one.before(a.metric, judge=judge)
+            for step, value in curve(match, a.metric, start, judge).items() if match else ():
+                values.setdefault(step, []).append(value)
+        if values:
+            bounds = (0.0, 1.0) if group[0].bounded else None
+            means = {step: mean_interval(v, bounds=bounds) for step, v in sorted(values.items())}
+            lines[one.role] = [Point(step, e.value, e.lo, e.hi) for step, e in means.items()]
+    return lines
+
+
+def curve(attacked: Attacked, metric: str, start: Reading | None, judge: str | None) -> dict[int, float]:
+    """`metric` by step along one attack, from the value before the attack at step 0 to the final one."""
+    points = {} if start is None else {0: start.value}
+    steps = {int(row["step"]) for row in attacked.by_metric.get(metric, ()) if row.get("step") is not None}
+    for step in steps:
+        rows = [row for row in attacked.by_metric[metric] if row.get("step") == step]
+        value = pick(rows, metric, steps=step, judge=judge)
+        if value is not None:
+            points[step] = value.value
+    final = attacked.final(metric, judge=judge)
+    if final is not None and attacked.steps is not None:
+        points[attacked.steps] = final.value
+    return dict(sorted(points.items()))
+
+
+def areas(lines: Lines) -> Areas | None:
+    """Mean harm along the attack for each model, by the trapezoid rule over the steps that every line has."""
+    control = next((c for c in CONTROLS if c in lines), None)
+    named = {"defended": lines.get(DEFENDED), "undefended": lines.get(BASE)}
+    named["floor"] = lines[control] if control else None
+    present = {who: {p.step: p.mean for p in line} for who, line in named.items() if line}
+    common = sorted(set.intersection(*(set(p) for p in present.values()))) if present else []
+    heights = {
+        who: area(common, [present[who][s] for s in common]) if who in present and len(common) > 1 else None
+        for who in named
+    }
+    return None if all(height is None for height in heights.values()) else Areas(**heights)
+
+
+def steps_to_break(
+    lines: Lines, undefended: float | None, floor: float | None, void: bool, steps: int | None, bars: Bars
+) -> StepsToBreak | None:
+    """First recorded step at which the harm exceeds floor + bar (undefended - floor), both after the whole attack.
+
+    From there on the head start is above the bar. None is censored: not within the attack's steps. The true step lies
+    after the recorded one before it, so a coarse curve gives a coarse answer; `points` says how many were recorded.
+    """
+    if undefended is None or floor is None or void or steps is None:
+        return None
+    bar = floor + bars.head_start * (undefended - floor)
+
+    def first(who: str) -> int | None:
+        return next((int(point.step) for point in lines.get(who, ()) if point.mean > bar + EPSILON), None)
+
+    return StepsToBreak(first(DEFENDED), first(BASE), steps, len(lines.get(DEFENDED, ())))
