@@ -100,16 +100,10 @@ class SweepStudies:
             InUseError: another worker does it.
             RunError: it failed, here or with another worker.
         """
-        study, target = self._study_of(who), self.targets[who]
         manifest = self.run_of((who, cell)).manifest() or {}
         if manifest.get("status") == "failed" and manifest["finished"] > self.began:
             raise RunError(f"failed with another worker: {manifest['error']}")
-        if cell is not None:
-            attack(study, target, cell)
-        elif who in self.studies:
-            defend(study)
-        else:
-            evaluate(study, target, "base" if who == "base" else "control")
+        self._do(who, cell)
 
     def run_of(self, piece: Piece) -> Run:
         """Where its result goes, and whose lock its worker holds."""
@@ -134,6 +128,15 @@ class SweepStudies:
             "defences": [{"label": label, "run": self.targets[label].run.path.name} for label in self.studies],
         }
         write_json(self.folder / SWEEP, plan)
+
+    def _do(self, who: str, cell: Cell | None) -> None:
+        study, target = self._study_of(who), self.targets[who]
+        if cell is not None:
+            attack(study, target, cell)
+        elif who in self.studies:
+            defend(study)
+        else:
+            evaluate(study, target, "base" if who == "base" else "control")
 
     def _study_of(self, who: str) -> Study:
         return self.studies.get(who, self.first)
