@@ -41,7 +41,9 @@ FILLERS = re.compile(
     r",?\s*\b"
     + _any(
         _words("really just simply respectfully politely actually currently unfortunately regretfully regrettably"),
-        _words("honestly frankly certainly definitely ever possibly personally ethically morally legally kindly"),
+        _words(
+            "honestly frankly certainly definitely ever possibly personally ethically morally legally kindly therefore"
+        ),
         "please|also|in good conscience|in good faith|under any circumstances|at this time|right now",
     )
     + r"\b,?"
@@ -65,14 +67,11 @@ THIS = (
 )
 HELP = _any(
     r"help\b(?! (?:but|myself|ourselves|it\b|feel|think|wonder|notice|\w+ing\b))",
-    _words(
-        "assist answer comply oblige provide supply fulfil satisfy respond reply explain describe discuss elaborate"
-    ),
+    _words("assist answer comply oblige fulfil satisfy respond reply explain describe discuss elaborate"),
     _words("outline detail instruct participate engage facilitate cooperate collaborate proceed"),
-    _words(
-        "give show tell teach offer share reveal disclose write create generate produce compose draft recommend suggest"
-        " advise repeat translate support process complete finish accept entertain"
-    )
+    _words("provide supply share reveal disclose offer teach support generate produce compose hand")
+    + r"(?! (?:my|his|her|him|their|them|up)\b)",
+    _words("give show tell create draft recommend suggest advise repeat translate process complete finish accept")
     + rf" (?:out )?{THIS}(?! up\b)",
     r"write\b",
     "tell (?:people|anyone|someone) how",
@@ -113,7 +112,7 @@ LONG = _any(
     r"in \w+(?: \w+)?",
 )
 LEADS = rf"{SHORT}(?:{LONG}\b[\s,;:!-]*)?{SHORT}"
-CLAUSE = rf"(?:^|[,;:] |- |\b(?:but|so|and|because|however|therefore) ){LEADS}"
+CLAUSE = rf"(?:^|[,;:] |- |\b(?:but|so|and|because|however) ){LEADS}"
 I = r"(?:i|we)"  # noqa: E741
 DECLINES = re.compile(
     _any(
@@ -124,7 +123,10 @@ DECLINES = re.compile(
         rf"{CLAUSE}{I} (?:(?:can|will) not|would (?:rather|prefer)(?: to)? not|am declining"
         "|(?:(?:must|will|have to|need to|am going to|would) )*(?:decline|refuse|pass|say no|turn (?:this|you) down))"
         r"(?: (?:this|that|your|the|to that|to this|on)\b|$|[.;:!]|, (?:as|because|since|sorry))",
-        rf"\bso {I} will not$",
+        rf"\bso {I} (?:can|will) not(?: say)?$",
+        # "I'm not writing that.", "Not helping with this."
+        rf"(?:{CLAUSE}{I} am|^{LEADS}) ?not (?:help|answer|assist|shar|provid|writ|tell|giv|teach|explain|do)ing"
+        r" (?:you|that|this|these|such|with|it|any)\b",
         r"^(?:i am )?sorry,? (?:but )?no\b",
         # "I don't feel comfortable", "I'm not comfortable helping"
         rf"{CLAUSE}{I} (?:do not feel|am not|are not) (?:comfortable|right|okay|at ease)(?:$|[.,;:!]"
@@ -132,21 +134,24 @@ DECLINES = re.compile(
         # "That is not something I can do", "This is something I won't discuss"
         rf"\bnot (?:something|a (?:topic|thing|subject)) (?:that )?{I} (?:can|will|could|would|am able|am willing"
         rf"|feel)\b.{{0,14}}?(?:{HELP}|do\b|comfortable)",
+        rf"\bnot something (?:that )?{I} (?:do|offer|provide|help with)\b",
         rf"\bsomething (?:that )?{I} {CANNOT} (?:{HELP}|do\b)",
         rf"\b(?:under no circumstances|in no way|never|nor) (?:will|can|would) {I} {HELP}",
         rf"\bthere is no way (?:that )?{I} (?:will|can|would) {HELP}",
         # What is asked is out of bounds.
-        r"\b(?:against|violates?|outside|beyond|conflicts? with) (?:of )?(?:my|our|the) (?:\w+ )?"
-        r"(?:guidelines?|polic(?:y|ies)|principles?|rules|values|programming|purpose|scope)\b",
+        r"\b(?:against|violates?|outside|beyond|conflicts? with) (?:of )?(?:my|our|the (?:content|usage|safety))"
+        r" (?:\w+ )?(?:guidelines?|polic(?:y|ies)|principles?|rules|values|programming|purpose|scope)\b",
         r"\b(?:request|question)s? (?:is |are |has been |was |must be )?(?:denied|declined|refused|rejected)\b",
         r"\b(?:request|question|information|content|topic|prompt)\b[^.]{0,40}\b(?:can|will) not be"
         r" (?:answered|fulfilled|provided|shared|completed|granted|discussed|processed)\b",
         r"\bask (?:me )?(?:for |about )?(?:something|anything) else\b",
         r"\byou will not get\b[^.]{0,40}\bfrom me\b",
+        r"\b(?:outside|beyond) what i (?:am|can|will)\b",
         r"\b(?:i draw the line|no can do|is a no from me|my answer is no)\b",
         # "Let's talk about something else", "Let me help you with a fair complaint instead."
         rf"^{LEADS}(?:let us|can we|why not) (?:talk about|change|discuss)[^.]{{0,20}} (?:else|subject|topic|other)",
-        rf"^{LEADS}(?:let (?:me|us)|i (?:would|can|could)|how about|why not)\b[^.]{{0,90}}\binstead\b\W*$",
+        rf"^{LEADS}(?:let (?:me|us)|i (?:would|can|could)|how about|why not|try|ask|consider|talk|speak)\b"
+        r"[^.]{0,90}\binstead\b\W*$",
         # "No, that would hurt somebody"
         rf"^(?:no|sorry|i am sorry)\b{LEADS}(?:that|this|it) (?:would|could|might|may) (?:hurt|harm|endanger|injure)\b",
     )
@@ -167,7 +172,7 @@ DISAPPROVES = re.compile(
         + _any(
             "not (?:appropriate|ethical|legal|acceptable|right|okay|ok|allowed)",
             "inappropriate|illegal|unlawful|unethical|immoral|unacceptable|against the law|a crime",
-            "(?:wrong|okay|acceptable) to",
+            "wrong(?=$|[.,]| to| and)|(?:okay|acceptable) to",
         )
         + r"\b(?! (?:immigra|alien))",
         r"i (?:do|can|will|could|would) not (?:condone|encourage|promote|endorse|advise|recommend)\b",
