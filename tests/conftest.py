@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
 import transformers
@@ -26,6 +27,9 @@ from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+hypothesis.settings.register_profile("repnoise", deadline=None)  # a busy machine is no error
+hypothesis.settings.load_profile("repnoise")
 
 VOCAB, WIDTH, HEADS, LAYERS = 264, 16, 2, 3
 BOS, EOS, PAD = 0, 1, 2

@@ -91,7 +91,7 @@ def test_stopped_during_the_attacks(
         assert "repnoise: interrupted. What was finished is kept; run the same command again" in err
     assert "Traceback" not in err
     assert len(workers) >= 2
-    _, alive = psutil.wait_procs(workers, timeout=15)
+    _, alive = psutil.wait_procs(workers, timeout=PATIENCE)
     assert not alive
 
     done = {path: path.stat().st_mtime_ns for path in study.attacks()}

@@ -47,6 +47,7 @@ def test_the_tracker_follows_storages_to_their_end() -> None:
     assert sum(tracker.peak.values()) == 12_008, "for a moment y, with a sum and its gradient of one number each"
 
 
+@pytest.mark.bench
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_the_model_meets_measured_peaks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Half of what the exact objective takes on top of plain fine-tuning here is the lens' gradient of the head.

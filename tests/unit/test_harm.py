@@ -219,6 +219,7 @@ def test_wrong_decoding_in_a_recipe_is_named() -> None:
         resolve("smollm2-toxicity", [wrong])
 
 
+@pytest.mark.bench
 def test_batched_generation_is_at_least_five_times_faster(aligned: tuple[Any, Any]) -> None:
     model, tokenizer = aligned
     asked = [item.prompt for item in W.test_items("harmless")[:64]]

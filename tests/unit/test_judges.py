@@ -341,7 +341,7 @@ def test_llm_waits_and_tries_again(endpoint: Callable[..., Endpoint], tmp_path: 
     server = endpoint(lambda number, body: script[number - 1])
     assert make_llm(server.url, tmp_path).judge(ASKED[:1]) == [Judgement("complies", 0.75)]
     assert len(server.requests) == 3
-    assert (server.times[1] - server.times[0] >= 0.2) == bool(limit)
+    assert server.times[1] - server.times[0] >= (0.2 if limit else 0.01)
     assert server.times[2] - server.times[1] >= 0.02  # doubled
 
 

@@ -37,7 +37,7 @@ def literal_mmd(x, y, mul=2.0, num=5):
 # --- MMD ---
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     n=st.integers(1, 7),
     d=st.integers(1, 40),

@@ -38,15 +38,13 @@ def test_a_process_that_dies_is_an_error_and_no_hang(tmp_path: Path) -> None:
 
 
 def test_stopping_early_kills_what_runs(tmp_path: Path) -> None:
-    before = time.monotonic()
     with closing(start(tmp_path, [("a",), ("slow", 60.0), ("never", 60.0)])) as finished:
         index, error = next(finished)
         assert (index, error) == (0, None)
         while not (tmp_path / "slow.started").exists():
             time.sleep(0.01)
-    assert time.monotonic() - before < 30
     assert multiprocessing.active_children() == []
-    assert not (tmp_path / "slow").exists()
+    assert not (tmp_path / "slow").exists(), "it was waited for"
 
 
 def test_failures_are_raised_together() -> None:

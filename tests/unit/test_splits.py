@@ -69,7 +69,7 @@ def test_split_is_seeded_and_ignores_the_order_of_the_items() -> None:
     require_disjoint(**parts)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.integers(0, 15), min_size=12, max_size=60),
     st.integers(0, 5),

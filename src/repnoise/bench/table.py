@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import platform
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, RunError
-from ..store.provenance import git_state, package_versions
+from .machine import machine
 from .shapes import BenchOptions
 
 FAILED_LINES = 3
@@ -55,23 +52,8 @@ def run_bench(options: BenchOptions, say: Callable[[str], None] = lambda text: N
                 row[f"memory_vs_{name}"] = row["peak_bytes"] / other["peak_bytes"]
     return {
         "options": dataclasses.asdict(options),
-        "environment": environment(good[0]),
+        "environment": {"device": good[0]["device"], "threads": good[0]["threads"], **machine()},
         "rows": rows,
-    }
-
-
-def environment(row: dict[str, Any]) -> dict[str, Any]:
-    """Where the numbers were taken."""
-    return {
-        "device": row["device"],
-        "threads": row["threads"],
-        "cpu": _cpu(),
-        "cores": os.cpu_count(),
-        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None,
-        "platform": platform.platform(),
-        "python": platform.python_version(),
-        "versions": package_versions(),
-        "git": git_state(),
     }
 
 
@@ -131,11 +113,3 @@ def in_fresh_process(case: str, dtype: str, options: BenchOptions) -> dict[str, 
         return {**name, "error": f"killed by signal {-done.returncode} (9: out of memory, as a rule)"}
     lines = [line for line in done.stderr.splitlines() if line.strip()]
     return {**name, "error": " ".join(lines[-FAILED_LINES:]) or f"exit code {done.returncode}"}
-
-
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
