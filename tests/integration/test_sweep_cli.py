@@ -99,11 +99,7 @@ def test_killed_in_the_middle(small: Any, cli: Callable[..., Any]) -> None:
     children = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-<<<<<<< HEAD
-    _, alive = psutil.wait_procs(children, timeout=15)
-=======
-    _, alive = psutil.wait_procs(workers, timeout=PATIENCE)
->>>>>>> wt-one
+    _, alive = psutil.wait_procs(children, timeout=PATIENCE)
     assert not alive
     done = manifests(small.out)
     answer = cli("sweep", path, "--out", small.out, "--quiet")
