@@ -20,14 +20,14 @@ def lines_of(study: Study, model: Model, group: Sequence[Attacked], judge: str |
     for one in (study.base, model, *(study.controls.get(c) for c in CONTROLS)):
         if one is None:
             continue
-        found: dict[int, list[Reading]] = {}
+        by_step: dict[int, list[Reading]] = {}
         for a in group:
             match = one.attack(a.key, a.seed)
             start = one.before(a.metric, judge=judge)
             for step, reading in curve(match, a.metric, start, judge).items() if match else ():
-                found.setdefault(step, []).append(reading)
+                by_step.setdefault(step, []).append(reading)
         over = rate_over if group[0].bounded else mean_over
-        means = {step: over(readings) for step, readings in sorted(found.items())}
+        means = {step: over(readings) for step, readings in sorted(by_step.items())}
         if means:
             lines[one.role] = [Point(step, e.mean, e.lo, e.hi) for step, e in means.items() if e is not None]
     return lines
