@@ -154,7 +154,9 @@ def test_lora(aligned):
 
 
 def test_null_means_new_facts_in_the_sandbox_only(aligned, make_model, make_tokenizer):
-    assert [row["n"] for row in measure(*aligned, train=None, steps=1).rows] == [44] * 6, "three training runs by default"
+    assert [row["n"] for row in measure(*aligned, train=None, steps=1).rows] == [44] * 6, (
+        "three training runs by default"
+    )
     with pytest.raises(ConfigError, match=r"tokenizer lacks \d+ of them\. Give train and test sources"):
         measure(make_model("llama"), make_tokenizer(), train=None)
 
