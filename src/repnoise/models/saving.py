@@ -16,10 +16,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from repnoise.errors import ModelError, RunError
-from repnoise.models import adapters, vector
-from repnoise.models.structure import is_sharded, unwrap
-from repnoise.store.files import disk_guard
+from ..errors import ModelError, RunError
+from ..store.files import disk_guard
+from . import adapters, vector
+from .structure import is_sharded, unwrap
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ def save_model(
         return _write(model, None, tokenizer, folder, overwrite)
     weights = None
     if sharded:
-        from repnoise.models.sharding import full_weights
+        from .sharding import full_weights
 
         weights = full_weights(unwrap(model))
     failure: BaseException | None = None
