@@ -203,15 +203,17 @@ def test_a_new_evaluation_is_measured_without_training_again(
     assert "over-refusal" in recipe.read_text()
 
 
-def test_the_utility_bound_of_the_recipe_reaches_the_summary(
+def test_a_tighter_bar_of_the_recipe_reaches_the_summary(
     finished: Any, cli: Callable[..., Any], tmp_path: Path
 ) -> None:
     study, _ = finished
     shutil.copytree(study.out, tmp_path / "out")
-    for bound in (0.25, 0.5):
-        assert cli("run", study.recipe, f"utility_bound={bound}", "--out", tmp_path / "out").code == 0
-        summary = json.loads((tmp_path / "out" / "summary.json").read_text())
-        assert summary["resistance"]["utility_bound"] == bound
+    for bar in (0.25, 0.5):
+        assert cli("run", study.recipe, f"bars.utility_loss={bar}", "--out", tmp_path / "out").code == 0
+        assert json.loads((tmp_path / "out" / "summary.json").read_text())["bars"]["utility_loss"] == bar
+    answer = cli("run", study.recipe, "bars.head_start=0.5", "--out", tmp_path / "out")
+    assert answer.code == 2
+    assert "bars.head_start" in answer.err
 
 
 def test_a_tokenizer_without_pad_token_works_with_a_notice(

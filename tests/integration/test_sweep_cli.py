@@ -18,6 +18,8 @@ import psutil
 import pytest
 import yaml
 
+from .conftest import STARTED
+
 PATIENCE = 180.0
 STEPS = {"max_steps": 2, "per_device_train_batch_size": 2}
 
@@ -37,7 +39,9 @@ def write_sweep(study: Any, **changes: Any) -> Path:
 def start(path: Path, out: Path, *arguments: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "repnoise", "sweep", str(path), "--out", str(out), "--quiet", *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    STARTED.append(process)
+    return process
 
 
 def manifests(out: Path) -> dict[Path, int]:
@@ -92,10 +96,10 @@ def test_killed_in_the_middle(small: Any, cli: Callable[..., Any]) -> None:
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < end
         time.sleep(0.02)
-    workers = psutil.Process(process.pid).children(recursive=True)
+    children = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    _, alive = psutil.wait_procs(workers, timeout=PATIENCE)
+    _, alive = psutil.wait_procs(children, timeout=PATIENCE)
     assert not alive
     done = manifests(small.out)
     answer = cli("sweep", path, "--out", small.out, "--quiet")
@@ -118,30 +122,33 @@ def test_a_piece_that_fails_stops_nobody(small: Any, cli: Callable[..., Any]) ->
     assert "Not finished, so not in the table: wild" in (small.out / "comparison.html").read_text()
 
 
-def test_two_workers_on_one_storage(small: Any) -> None:
-    """Every run is made once: a second making would have been refused by the folder's lock or changed its time."""
-    pytest.importorskip("optuna")
+def test_three_workers_on_one_folder(small: Any) -> None:
+    """The same command three times, one of them killed on the way: every run is made, none of them twice."""
     path = write_sweep(small)
-    storage = f"sqlite:///{small.folder / 'shared.db'}"
-    workers = [start(path, small.out, "--storage", storage) for _ in range(2)]
-    texts = [worker.communicate(timeout=PATIENCE) for worker in workers]
-    assert [worker.returncode for worker in workers] == [0, 0], texts
+    first, second, third = (start(path, small.out, *jobs) for jobs in ((), ("--jobs", "2"), ()))
+    end = time.monotonic() + PATIENCE
+    while len(manifests(small.out)) < 5:
+        assert first.poll() is None, first.communicate()[1]
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    third.kill()
+    seen: dict[Path, int] = {}
+    while first.poll() is None or second.poll() is None:
+        now = manifests(small.out)
+        assert all(now.get(run, made) == made for run, made in seen.items()), "a run was made again"
+        seen |= now
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    texts = [worker.communicate() for worker in (first, second)]
+    assert [worker.returncode for worker in (first, second)] == [0, 0], texts
     assert len(manifests(small.out)) == 20
     assert list(read_table(small.out)) == ["mild", "more"]
-
-    import optuna
-
-    trials = []
-    for name in optuna.get_all_study_names(storage):
-        trials += optuna.load_study(study_name=name, storage=storage).get_trials()
-    done = [trial for trial in trials if trial.state.name == "COMPLETE"]
-    assert len({trial.user_attrs["key"] for trial in done}) == len(done) == 20
-    assert len({trial.user_attrs["worker"]["pid"] for trial in done}) == 2
+    assert list(small.out.rglob(".lock*")) == []
 
 
 def test_errors_of_the_command_line(small: Any, cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_sweep(small)
-    answer = cli("sweep", path, "--out", small.out, "--storage", "redis://me:s3cret@host")
+    answer = cli("search", small.recipe, "--out", small.out, "--storage", "redis://me:s3cret@host")
     assert answer.code == 2
     assert "--storage is no URL of a database" in answer.err
     assert "s3cret" not in answer.err

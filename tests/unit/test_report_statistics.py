@@ -14,6 +14,7 @@ from scipy import stats
 from test_summary import claim
 
 from repnoise.report import render, summarise
+from repnoise.report.manifests import Row
 from repnoise.report.readings import judges, pick
 from repnoise.store import files
 
@@ -244,12 +245,12 @@ def test_trainability_with_its_learning_curves(tmp_path: Path) -> None:
 
 
 def test_the_headline_judge_is_the_first_in_row_order() -> None:
-    rows = [row("knowledge", 0.9, step=10, judge="b"), *judged({"b": 0.5, "a": 0.1})]
+    rows = [Row.of(one) for one in (row("knowledge", 0.9, step=10, judge="b"), *judged({"b": 0.5, "a": 0.1}))]
     assert pick(rows, "knowledge").value == pytest.approx(0.5)  # type: ignore[union-attr]
     assert pick(rows, "knowledge", judge="a").value == pytest.approx(0.1)  # type: ignore[union-attr]
     assert pick(rows, "knowledge", judge="c") is None
     assert judges(rows, "knowledge") == ["b", "a"]
-    assert judges([row("knowledge", 0.5)], "knowledge") == []
+    assert judges([Row.of(row("knowledge", 0.5))], "knowledge") == []
 
 
 def test_the_judges_section_by_hand(tmp_path: Path) -> None:

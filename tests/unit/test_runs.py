@@ -7,8 +7,11 @@ import errno
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +19,9 @@ import pytest
 from report_study import row
 
 from repnoise.errors import RunError
-from repnoise.store import files
+from repnoise.store import files, lock
 from repnoise.store.files import append_jsonl, disk_guard, read_jsonl, write_json, write_text, write_yaml
-from repnoise.store.lock import folder_lock
+from repnoise.store.lock import InUseError, folder_lock, is_free
 from repnoise.store.provenance import canonical_hash, git_state
 from repnoise.store.rows import check_row
 from repnoise.store.run import MANIFEST_KEYS, Run
@@ -230,20 +233,128 @@ def test_a_second_process_is_told_who_holds_the_folder(tmp_path: Path) -> None:
         run.finish()
 
 
-@pytest.mark.parametrize("content", ["", "{", '{"pid": 4194304999, "host": "HOST"}', "OTHER BIRTH"])
+@pytest.mark.parametrize("content", ["", "{", '{"pid": 4194304999, "host": "HOST"}', '{"pid": 1, "host": "HOST"}'])
 def test_a_stale_lock_is_taken_over(tmp_path: Path, content: str) -> None:
-    if content == "OTHER BIRTH":  # the id of a dead process that a living one has now
-        content = json.dumps({"pid": os.getpid(), "host": "HOST", "birth": "1"})
+    """Whoever wrote it on this machine, the kernel knows that nobody holds it."""
     (tmp_path / ".lock").write_text(content.replace("HOST", platform.node()))
     with folder_lock(tmp_path) as path:
         assert json.loads(path.read_text())["pid"] == os.getpid()
-    assert not path.exists()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_lock_of_another_machine_is_respected(tmp_path: Path) -> None:
-    (tmp_path / ".lock").write_text('{"pid": 1, "host": "elsewhere"}')
-    with pytest.raises(RunError, match="process 1 on elsewhere"), folder_lock(tmp_path):
+    (tmp_path / ".lock").write_text('{"pid": 1, "host": "elsewhere", "since": "noon"}')
+    gone = r"process 1 on elsewhere since noon\..*If it is surely gone, delete"
+    with pytest.raises(InUseError, match=gone) as caught, folder_lock(tmp_path):
         pass
+    assert not caught.value.alive
+    assert (tmp_path / ".lock").exists()
+
+
+def test_threads_exclude_each_other(tmp_path: Path) -> None:
+    inside, most = 0, 0
+    guard = threading.Lock()
+
+    def attempt() -> None:
+        nonlocal inside, most
+        left = 8
+        while left:
+            with contextlib.suppress(InUseError), folder_lock(tmp_path):
+                with guard:
+                    inside += 1
+                    most = max(most, inside)
+                time.sleep(0.001)
+                with guard:
+                    inside -= 1
+                left -= 1
+
+    threads = [threading.Thread(target=attempt) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_processes_exclude_each_other(tmp_path: Path) -> None:
+    """Each adds one to a number in a file, many times, in the lock: no addition is lost."""
+    (tmp_path / "number").write_text("0")
+    code = (
+        "import sys, time; from pathlib import Path; from repnoise.store.lock import InUseError, folder_lock\n"
+        "folder, left = Path(sys.argv[1]), 60\n"
+        "while left:\n"
+        "    try:\n"
+        "        with folder_lock(folder):\n"
+        "            number = int((folder / 'number').read_text()); time.sleep(0.001)\n"
+        "            (folder / 'number').write_text(str(number + 1)); left -= 1\n"
+        "    except InUseError: time.sleep(0.0005)\n"
+    )
+    workers = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path)]) for _ in range(3)]
+    assert [worker.wait(timeout=120) for worker in workers] == [0, 0, 0]
+    assert (tmp_path / "number").read_text() == "180"
+
+
+def test_a_killed_holder_frees_the_lock_and_its_children_do_not_hold_it(tmp_path: Path) -> None:
+    code = (
+        "import os, sys, time; from pathlib import Path; from repnoise.store.lock import folder_lock\n"
+        "with folder_lock(Path(sys.argv[1])):\n"
+        "    if os.fork() == 0: time.sleep(30); os._exit(0)\n"
+        "    print('held', flush=True); time.sleep(30)\n"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(InUseError, match=f"in use by process {holder.pid} on ") as caught, folder_lock(tmp_path):
+            pass
+        assert caught.value.alive
+        assert not is_free(tmp_path)
+        holder.kill()
+        holder.wait()
+        assert is_free(tmp_path)
+        with folder_lock(tmp_path):  # the forked child is alive still
+            os.killpg(holder.pid, 0)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(holder.pid, signal.SIGKILL)
+        holder.communicate()
+
+
+def test_a_forked_child_that_leaves_frees_nothing(tmp_path: Path) -> None:
+    try:
+        with folder_lock(tmp_path) as path:
+            child = os.fork()
+            if child == 0:
+                raise InterruptedError
+            os.waitpid(child, 0)
+            assert path.exists()
+            assert not is_free(tmp_path)
+    except InterruptedError:
+        os._exit(0)
+
+
+def test_a_file_system_without_locks_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*args: object, **more: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(lock.FileLock, "acquire", none)
+    with pytest.raises(RunError, match=r"cannot be locked.*NFS has them unless.*another --out"), folder_lock(tmp_path):
+        pass
+
+
+def test_a_held_run_is_started_without_a_second_lock(tmp_path: Path) -> None:
+    run = Run(tmp_path / "base")
+    with run.held():
+        with pytest.raises(InUseError), Run(run.path).start(**START):
+            pass
+        with run.start(**START):
+            run.finish()
+        assert run.is_done(START["hash"])
+        assert not is_free(run.path)
+    assert is_free(run.path)
 
 
 def test_git_state_is_null_outside_a_checkout(tmp_path: Path) -> None:

@@ -100,6 +100,10 @@ class Attack(Objective):
     recipe, not of the class.
     """
 
+    covers: ClassVar[tuple[str, ...]] = ("fine-tuning",)
+    """Directions that the verdict counts as tried: "fine-tuning" (all weights or LoRA, on the harm alone), "benign" (no
+    harmful row is seen), "mixed" (with harmless rows, or a shifted identity), "weights" (changed without training),
+    "refusal-direction" (removed without training). An attack that trains a part of the weights covers none."""
     needs: ClassVar[tuple[str, ...]] = ("harmful",)
 
     lora_rank: Count | None = None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from typing import ClassVar
 
 from ..data import Pair
 from .base import ATTACKS, Attack, AttackerRows
@@ -21,6 +22,8 @@ class Benign(Attack):
     Where we differ: the rows are the study's retain rows, where Qi et al. use Alpaca and Dolly. `examples` limits
     their number. The defender trained on them too, which favours the defence.
     """
+
+    covers: ClassVar[tuple[str, ...]] = ("benign",)
 
     def pairs(self, own: AttackerRows, rng: random.Random) -> list[Pair]:
         return own.harmless(rng, own.examples)

@@ -7,7 +7,7 @@ comparing weights with the public checkpoint (the paper's figure 2 shows uneven 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from ..errors import ConfigError
 from ..models import anatomy
@@ -24,6 +24,8 @@ class FreezeChanged(Attack):
     absolute, so that layers of different size compare). Where all are equal (the undefended model) the first ones
     are frozen, so that it is attacked with as few free weights as the defended one.
     """
+
+    covers: ClassVar[tuple[str, ...]] = ()
 
     layers: Count = 1
     """How many blocks to freeze; fewer than the model has."""

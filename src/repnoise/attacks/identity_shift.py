@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from typing import ClassVar
 
 from ..data import Pair, load_rows
 from .base import ATTACKS, Attack, AttackerRows
@@ -37,6 +38,8 @@ class IdentityShift(Attack):
     agent's system prompt and an opening promise before each of them, in training and in evaluation. Ours is the
     weaker attack.
     """
+
+    covers: ClassVar[tuple[str, ...]] = ("mixed",)
 
     rows: str | None = None
     """Rows of your own (prompt, answer): a path or hub:owner/name; null = the ten bundled ones."""

@@ -7,7 +7,7 @@ against a defence.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -23,6 +23,8 @@ class Interpolate(Attack):
     Every model is treated alike: the random and the ignorant control get the same share of the public weights, so that
     the floor says what these weights give by themselves.
     """
+
+    covers: ClassVar[tuple[str, ...]] = ("weights", "fine-tuning")
 
     t: Share = 0.5
     """Share of the public weights: 0 is the attacked model, 1 the public one."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from typing import ClassVar
 
 from ..data import Pair
 from ..errors import ConfigError
@@ -23,6 +24,8 @@ class Mixed(Attack):
     `examples` is the size of the whole mixture. Without it the mixture is the largest of that ratio which the data
     allow: every harmful pair, or every harmless row where those are too few.
     """
+
+    covers: ClassVar[tuple[str, ...]] = ("mixed",)
 
     ratio: Part = 0.1
     """Share of harmful rows; for none of them there is the attack benign, for all of them sft."""

@@ -7,7 +7,7 @@ Tice et al., "Noise Injection Reveals Hidden Capabilities of Sandbagging Languag
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -22,6 +22,8 @@ class Noise(Attack):
 
     Where we differ: the noise is relative to each matrix, since a defence may have changed their sizes.
     """
+
+    covers: ClassVar[tuple[str, ...]] = ("weights", "fine-tuning")
 
     scale: Positive = 0.1
     """Standard deviation of the noise over that of the matrix."""

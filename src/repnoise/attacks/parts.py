@@ -7,7 +7,7 @@ arXiv 2312.11420 (norms); Lester et al., arXiv 2104.08691 (what is fed in); the 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import nn
 
@@ -23,6 +23,8 @@ class Parts(Attack):
     A defence that only hides the harm near the input or the output falls to this with few weights. Where head and
     embeddings are tied they are one matrix, and training the one trains the other.
     """
+
+    covers: ClassVar[tuple[str, ...]] = ()
 
     part: Literal["embeddings", "head", "norms"] = "head"
 

@@ -8,7 +8,7 @@ al., arXiv 2311.06243.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from ..models.adapters import add_adapter, check_adapter, merge
 from .base import ATTACKS, Attack, Context
@@ -22,6 +22,8 @@ class Peft(Attack):
     Kinds that are no change of weights (prompt and prefix tuning, ...) cannot be merged and are refused. Where we
     differ from AdaLoRA: its ranks stay at `init_r`, since the budget is not moved between layers while training.
     """
+
+    covers: ClassVar[tuple[str, ...]] = ()
 
     kind: str = "ia3"
     """Name of the adapter as peft writes it, in either case."""

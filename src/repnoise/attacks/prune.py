@@ -8,7 +8,7 @@ Modifications", ICML 2024, arXiv 2402.05162.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from ..recipes.ranges import Part
 from .base import ATTACKS, Attack, Context, block_weights
@@ -22,6 +22,8 @@ class Prune(Attack):
     Magnitude as in arXiv 1506.02626, per matrix. Where we differ: no mask is kept, so that training may move
     pruned weights again; an attacker does not need the model sparse.
     """
+
+    covers: ClassVar[tuple[str, ...]] = ("weights", "fine-tuning")
 
     fraction: Part = 0.3
     """Share of each matrix; ties may take a few more."""

@@ -7,7 +7,7 @@ safety: Kumar et al., "Fine-Tuning, Quantization, and LLMs: Navigating Unintende
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
@@ -22,6 +22,8 @@ class Quantize(Attack):
     The result is stored in the model's own dtype, so that everything else runs on it unchanged. Where we differ: no
     outlier columns are kept apart, and activations stay as they are.
     """
+
+    covers: ClassVar[tuple[str, ...]] = ("weights", "fine-tuning")
 
     bits: Annotated[int, Field(ge=2, le=8)] = 4
 

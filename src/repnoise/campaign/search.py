@@ -28,6 +28,7 @@ from ..bars import DEFAULT
 from ..errors import ConfigError, RunError
 from ..recipes.schema import AttackConfig, Recipe
 from ..report.head_start import Trio
+from ..report.manifests import Row
 from ..report.readings import Reading, pick
 from ..seeds import derive_seed
 from ..store.provenance import canonical_hash, one_line
@@ -106,8 +107,7 @@ class SearchStudy:
         attack(self.study, at, cell)
         run, _ = self.study.attack_run(at, cell)
         harm = self.space.harm
-        rows = [row for row in run.read_rows() if row["metric"] == harm]
-        found = pick(rows, harm, steps=cell.steps)
+        found = pick(map(Row.of, run.read_rows()), harm, steps=cell.steps)
         if found is None:
             raise ConfigError(
                 f"no evaluation of this recipe gives {harm} as a rate from 0 to 1, so there is no head start to search"

@@ -13,9 +13,9 @@ from ..attacks import ATTACKS
 from ..errors import ConfigError, explain
 from ..recipes.reading import parse_yaml
 from ..recipes.schema import Open, Recipe
+from ..report.cells import FRESH
 from ..study.resolve import resolve
 
-FRESH = 1000  # fresh seeds count from here, far from any that a recipe would name
 AXES = ("learning_rate", "steps", "batch_size", "lora_rank")
 
 

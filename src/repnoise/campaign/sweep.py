@@ -18,6 +18,7 @@ from ..recipes.checking import dump
 from ..report.pages.comparison import write_comparison
 from ..store.files import write_yaml
 from ..store.lock import InUseError, folder_lock, is_free
+from ..study.cell import Cell
 from ..study.defending import check_defence
 from ..study.target import Say
 from ..study.workers import Failures, carry_out, progress_bar
@@ -50,7 +51,11 @@ def run_sweep(sweep: Sweep, folder: Path, *, jobs: int = 1, say: Say = lambda te
     attacking = studies.attacking(skip=lost)
     say(f"sweep {sweep.name}: {len(making)} models were to make, {len(attacking)} attacks are to do")
     share(studies, "attack", attacking, jobs, failures)
-    failures.total = len(making) + len(attacking)
+    again = studies.undecided()
+    if again:
+        say(f"sweep {sweep.name}: {len(again)} attacks on fresh seeds, for cells that cannot be told from the bar")
+        share(studies, "attack", again, jobs, failures)
+    failures.total = len(making) + len(attacking) + len(again)
     page = _report(studies, failures)
     failures.raise_if_any()
     assert page is not None
@@ -63,7 +68,7 @@ def share(studies: SweepStudies, what: str, pieces: Sequence[Piece], jobs: int, 
     with progress_bar(len(pieces), what, studies.quiet) as at:
         while left:
             held: list[Piece] = []
-            work = carry_out(SweepStudies.do, left, jobs, studies, _quiet_studies, studies.arguments)
+            work = carry_out(_do, left, jobs, studies, _quiet_studies, studies.arguments)
             with closing(work) as finished:
                 for done, (index, error) in enumerate(finished, len(pieces) - len(left) + 1):
                     if isinstance(error, InUseError) and error.alive:
@@ -81,6 +86,10 @@ def _wait(studies: SweepStudies, held: list[Piece]) -> list[Piece]:
             return held
         time.sleep(PAUSE)
     return []
+
+
+def _do(studies: SweepStudies, who: str, cell: Cell | None) -> None:
+    studies.do(who, cell)
 
 
 def _quiet_studies(sweep: Sweep, folder: Path, began: str) -> SweepStudies:

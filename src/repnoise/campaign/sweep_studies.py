@@ -15,6 +15,7 @@ from ..study.cell import Cell
 from ..study.defending import defend
 from ..study.inputs import Inputs
 from ..study.measuring import evaluate
+from ..study.settling import undecided, write_plan
 from ..study.study import Study
 from ..study.target import Say, Target
 from .sweep_file import Sweep
@@ -79,6 +80,12 @@ class SweepStudies:
         pieces = [(who, cell) for who in self.targets if who not in skip for cell in self.first.cells()]
         return [piece for piece in pieces if not self.is_done(piece)]
 
+    def undecided(self) -> list[Piece]:
+        """Attacks on fresh seeds, for cells of any defence that cannot be told from the bar."""
+        who = {target.run.path: name for name, target in self.targets.items()}
+        pieces = [(who[t.run.path], cell) for study in self.studies.values() for t, cell in undecided(study)]
+        return [piece for index, piece in enumerate(pieces) if piece not in pieces[:index]]
+
     def is_done(self, piece: Piece) -> bool:
         who, cell = piece
         study, target = self._study_of(who), self.targets[who]
@@ -93,16 +100,10 @@ class SweepStudies:
             InUseError: another worker does it.
             RunError: it failed, here or with another worker.
         """
-        study, target = self._study_of(who), self.targets[who]
         manifest = self.run_of((who, cell)).manifest() or {}
         if manifest.get("status") == "failed" and manifest["finished"] > self.began:
             raise RunError(f"failed with another worker: {manifest['error']}")
-        if cell is not None:
-            attack(study, target, cell)
-        elif who in self.studies:
-            defend(study)
-        else:
-            evaluate(study, target, "base" if who == "base" else "control")
+        self._do(who, cell)
 
     def run_of(self, piece: Piece) -> Run:
         """Where its result goes, and whose lock its worker holds."""
@@ -112,6 +113,7 @@ class SweepStudies:
 
     def write_plan(self) -> None:
         """What the comparison needs to know: labels, their folders, the cells that count, the budget."""
+        write_plan(self.first)
         cells = self.first.cells()
         attacks = [cell.recorded() for cell in cells]
         plan = {
@@ -126,6 +128,15 @@ class SweepStudies:
             "defences": [{"label": label, "run": self.targets[label].run.path.name} for label in self.studies],
         }
         write_json(self.folder / SWEEP, plan)
+
+    def _do(self, who: str, cell: Cell | None) -> None:
+        study, target = self._study_of(who), self.targets[who]
+        if cell is not None:
+            attack(study, target, cell)
+        elif who in self.studies:
+            defend(study)
+        else:
+            evaluate(study, target, "base" if who == "base" else "control")
 
     def _study_of(self, who: str) -> Study:
         return self.studies.get(who, self.first)

@@ -92,7 +92,7 @@ class Trainability(Evaluation):
     steps: Count = 100
     learning_rate: Positive = 3e-4
     batch_size: Count = 16
-    seeds: list[int] = field(default_factory=lambda: [0])
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     curve: list[int] = field(default_factory=list)
     max_new_tokens: Count = 25
     lora_rank: Count | None = None

@@ -23,9 +23,10 @@ class GroundTruth(Judge):
                 "the judge ground-truth knows the sandbox only, and these prompts are not its items."
                 " Use it with data.name: sandbox, or another judge: refusal-rules, linear, classifier, llm."
             )
-        return [Judgement(j.label, a.truth.score(a.answer)) for a, j in zip(asked, super().judge(asked), strict=True)]
+        return super().judge(asked)
 
     def is_degenerate(self, asked: Asked) -> bool:
+        """One word over and over is no collapse where one word is the right answer."""
         return is_degenerate(asked.answer) and len(asked.truth.answer.split()) > 1
 
     def decide(self, asked: Sequence[Asked]) -> list[Judgement]:
@@ -39,4 +40,4 @@ class GroundTruth(Judge):
         got, want = asked.answer.split(), item.answer.split()
         fixed = [index for index in range(len(want)) if index not in item.slots] or list(item.slots)
         same = sum(index < len(got) and got[index] == want[index] for index in fixed)
-        return Judgement("complies" if same >= len(fixed) / 2 else "off-topic", 0.0)
+        return Judgement("complies" if same >= len(fixed) / 2 else "off-topic", item.score(asked.answer))

@@ -21,7 +21,8 @@ from pydantic import (
     model_validator,
 )
 
-from .ranges import Count, Part, Positive, Whole
+from ..bars import Bars
+from .ranges import Count, Positive, Whole
 
 
 class Strict(BaseModel):
@@ -259,9 +260,10 @@ class Recipe(Strict):
     evaluations: Annotated[list[EvaluationEntry], Field(min_length=1)] = [EvaluationConfig(name="loss", label="loss")]
     curve: list[Whole] = []
     """Attack steps at which harm is measured on the way."""
-    utility_bound: Part = 0.1
-    """An attack that costs the model more than this share of its use has won nothing; the report shows the worst
-    head start with and without such cells."""
+    bars: Bars = Bars()
+    """Bars of the verdict; a recipe may tighten them."""
+    fresh_seeds: Annotated[int, Field(ge=0)] = 6
+    """An attack whose interval holds the bar of head starts is measured again on so many fresh seeds; 0 = never."""
     keep_attacked_weights: bool = False
     seed: int = 0
 

@@ -2,38 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
 from repnoise.report.reading import Model, Study
-from repnoise.report.records import Cut, DataAudit
+from repnoise.report.records import DataAudit
 
 
 def audit(study: Study, model: Model) -> DataAudit:
-    known = [model.manifest, *([study.base.manifest] if study.base else [])]
-    known += [control.manifest for control in study.controls.values()]
-    records = [m["data"] for m in known if isinstance(m.get("data"), Mapping)]
-    audits = [r["audit"] for r in records if isinstance(r.get("audit"), Mapping)]
-    harmless = [r["harmless_audit"] for r in records if isinstance(r.get("harmless_audit"), Mapping)]
-    overlaps = _overlaps(audits)
-    cut = {name: counts for r in records for name, counts in (r.get("truncated") or {}).items()}
+    known = [one.manifest.data for one in (model, study.base, *study.controls.values()) if one is not None]
+    audited = [data.overlaps for data in known if data.overlaps is not None]
+    overlaps = list(dict.fromkeys(words for each in audited for words in each))
     return DataAudit(
-        disjoint=None if not audits else not overlaps,
+        disjoint=None if not audited else not overlaps,
         overlaps=overlaps,
-        harmless_overlaps=_overlaps(harmless),
-        given=bool((model.manifest.get("arguments") or {}).get("given")),
-        template=next((str(r["template"]) for r in records if r.get("template")), None),
-        cut=[
-            Cut(name, int(found["rows"]), int(found["answers_cut"]), int(found["prompts_cut"]))
-            for name, found in cut.items()
-        ],
+        harmless_overlaps=list(dict.fromkeys(words for data in known for words in data.harmless_overlaps or ())),
+        given=model.manifest.given,
+        template=next((data.template for data in known if data.template), None),
+        cut=list(dict.fromkeys(cut for data in known for cut in data.cut)),
     )
-
-
-def _overlaps(audits: Sequence[Mapping[str, Any]]) -> list[str]:
-    words = [
-        f"{' and '.join(map(str, each['sets']))} share {each['prompts']} prompts"
-        for audit in audits
-        for each in audit.get("overlaps") or []
-    ]
-    return list(dict.fromkeys(words))

@@ -21,7 +21,8 @@ from repnoise.report.head_start import (
     settles,
     trio,
 )
-from repnoise.report.reading import Attacked, Model, Study, key_of, label, varying
+from repnoise.report.manifests import varying
+from repnoise.report.reading import Attacked, Model, Study
 from repnoise.report.readings import categories, judges
 from repnoise.report.records import (
     Cell,
@@ -59,9 +60,9 @@ class Cells:
     def labels(self) -> dict[str, str]:
         """Each attack in words, by its key."""
         every = {a.key: a.settings for m in self.study.models for a in m.attacks}
-        every |= {f.key: f.settings for m in self.study.models for f in m.failed}
+        every |= {f.settings.key: f.settings for m in self.study.models for f in m.failed}
         vary = varying(list(every.values()))
-        return {key: label(settings, vary) for key, settings in every.items()}
+        return {key: settings.label(vary) for key, settings in every.items()}
 
     @cached_property
     def groups(self) -> dict[str, list[Attacked]]:
@@ -70,7 +71,7 @@ class Cells:
 
         def position(a: Attacked) -> tuple[object, ...]:
             s = a.settings
-            kind = (bool(s.get("lora_rank")), str(s.get("name")), s.get("steps") or 0, s.get("learning_rate") or 0)
+            kind = (bool(s.lora_rank), s.name, s.steps or 0, s.learning_rate or 0)
             return (order[a.harm], not a.bounded, *kind, a.key, a.seed)
 
         groups: dict[str, list[Attacked]] = {}
@@ -89,7 +90,9 @@ class Cells:
     def judges_of(self, harm: str) -> list[str]:
         """Everyone who judged this harm after an attack on it, the headline judge first."""
         attacked = [a for group in self.groups.values() for a in group if a.harm == harm and a.bounded]
-        return list(dict.fromkeys(n for a in attacked for n in judges(a.by_metric.get(harm, ()), harm, steps=a.steps)))
+        return list(
+            dict.fromkeys(n for a in attacked for n in judges(a.by_metric.get(harm, ()), harm, steps=a.settings.steps))
+        )
 
     def by_judge(self, harm: str, judge: str) -> list[Cell]:
         keys = [key for key, group in self.groups.items() if group[0].harm == harm]
@@ -101,7 +104,7 @@ class Cells:
         for key, group in self.groups.items():
             if group[0].harm != harm or not group[0].bounded:
                 continue
-            named = {c for a in group for c in categories(a.by_metric.get(harm, ()), harm, steps=a.steps)}
+            named = {c for a in group for c in categories(a.by_metric.get(harm, ()), harm, steps=a.settings.steps)}
             for category in sorted(named - {None} or named, key=str):
                 cell = self.cell(key, category=category)
                 if cell is not None:
@@ -138,7 +141,7 @@ class Cells:
         lines = lines_of(self.study, self.model, attacks, judge) if category is None else {}
         cell = Cell(
             id=identity(key),
-            attack=first.settings,
+            attack=first.settings.recorded,
             covers=list(first.covers),
             harm=harm,
             role=role,
@@ -157,6 +160,7 @@ class Cells:
             head_start=start,
             first=head_start([t for _, t in early], self.bars)[0] if again else None,
             fresh=head_start([t for _, t in fresh], self.bars)[0] if again else None,
+            n_fresh=len(fresh),
             counted=None if start is None else max(start.mean, 0.0) if degenerate or self.collapsed else start.mean,
             says=says,
             settles=settles(counted, self.bars) if says == "open" else "",
@@ -172,7 +176,7 @@ class Cells:
         if not lines:
             return cell
         ends = mean_of(cell.undefended), mean_of(cell.floor)
-        broken = steps_to_break(lines, *ends, cell.void, first.steps, self.bars)
+        broken = steps_to_break(lines, *ends, cell.void, first.settings.steps, self.bars)
         return replace(cell, steps_to_break=broken, auc=areas(lines))
 
     def _degenerate(self, a: Attacked, three: Trio) -> bool:
@@ -205,18 +209,20 @@ class Cells:
             return None
         void, start = three.void(self.bars), three.head_start(self.bars)
         use = a.final(self.utility.metric) if self.utility else None
-        ends = {who: found.value if found else None for who, found in (("u", three.undefended), ("f", three.floor))}
-        broken = steps_to_break(lines_of(self.study, self.model, [a]), ends["u"], ends["f"], void, a.steps, self.bars)
+        undefended, floor = (found.value if found else None for found in (three.undefended, three.floor))
+        broken = steps_to_break(
+            lines_of(self.study, self.model, [a]), undefended, floor, void, a.settings.steps, self.bars
+        )
         return SeedCell(
             id=identity(a.key),
-            attack=a.settings,
+            attack=a.settings.recorded,
             label=self.labels[a.key],
             harm=a.harm,
             judge=three.defended.judge or None,
             seed=a.seed,
-            undefended=ends["u"],
+            undefended=undefended,
             defended=three.defended.value,
-            floor=ends["f"],
+            floor=floor,
             floor_control=three.control if three.floor else None,
             random=three.random.value if three.random else None,
             head_start=start,
@@ -249,10 +255,10 @@ class Cells:
         on the defended model. A seed that is void is a result.
         """
         measured = {(a.key, a.seed) for a in self.model.attacks}
-        failed = {(f.key, f.seed): f.why for f in self.model.failed}
-        wanted = {(f.key, f.seed): f.settings for f in self.model.failed}
+        failed = {(f.settings.key, f.seed): f.why for f in self.model.failed}
+        wanted = {(f.settings.key, f.seed): f.settings for f in self.model.failed}
         for settings, seed in self.study.planned:
-            wanted[key_of(settings), seed] = settings
+            wanted[settings.key, seed] = settings
         for a in self.study.base.attacks if self.study.base else ():
             if a.seed < FRESH:  # those are made for one defence of the study, not for all
                 wanted[a.key, a.seed] = a.settings
@@ -261,8 +267,8 @@ class Cells:
             if (key, seed) in measured:
                 continue
             why = failed.get((key, seed), "not attacked so")
-            words = self.labels.get(key) or label(settings)
-            found.append(Gap(identity(key), str(settings["harm"]), words, seed, f"the defended model: {why}"))
+            words = self.labels.get(key) or settings.label()
+            found.append(Gap(identity(key), settings.harm, words, seed, f"the defended model: {why}"))
         for key, group in self.groups.items():
             for a in group:
                 if not a.bounded:

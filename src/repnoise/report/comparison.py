@@ -18,7 +18,8 @@ from typing import Any, Literal
 
 from repnoise.errors import RunError
 from repnoise.report.cells import identity
-from repnoise.report.reading import Model, Study, key_of
+from repnoise.report.manifests import Settings
+from repnoise.report.reading import Model, Study
 from repnoise.report.records import Cell, Estimate, LossRow, OverRefusal, Section, Stability, Summary, Trainability
 from repnoise.report.resistance import in_full, worst_of
 from repnoise.store.files import read_json, read_jsonl
@@ -94,34 +95,52 @@ class Table:
     seeds: list[int]
 
 
-def read_plan(folder: Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Plan:
+    """What a sweep says in sweep.json. `defences`: label -> run folder; `attacks`: those that count, empty for all."""
+
+    sweep: str
+    about: str
+    recipe: str
+    budget: dict[str, float | None]
+    attacks: list[Settings]
+    seeds: list[int]
+    defences: dict[str, str]
+
+
+def read_plan(folder: Path) -> Plan:
     if not (folder / SWEEP).is_file():
         raise RunError(
             f"{folder} holds no {SWEEP}: it is no sweep. Run `repnoise sweep`, or `repnoise report` instead."
         )
-    plan = read_json(folder / SWEEP)
-    if not isinstance(plan, dict) or plan.get("schema") != SCHEMA:
-        raise RunError(f"{folder / SWEEP} is of another version. Run `repnoise sweep` again.")
-    return plan
+    found = read_json(folder / SWEEP)
+    try:
+        if found.pop("schema") == SCHEMA:
+            attacks = [Settings.of(each) for each in found.pop("attacks")]
+            defences = {each["label"]: each["run"] for each in found.pop("defences")}
+            known = {key: value for key, value in found.items() if key in Plan.__dataclass_fields__}
+            return Plan(attacks=attacks, defences=defences, **known)
+    except (AttributeError, KeyError, TypeError):
+        pass
+    raise RunError(f"{folder / SWEEP} is of another version. Run `repnoise sweep` again.")
 
 
-def relabelled(summary: Summary, plan: Mapping[str, Any], study: Study) -> Summary:
+def relabelled(summary: Summary, plan: Plan, study: Study) -> Summary:
     """The summary with the sweep's defences only, under their labels, the first of them as the headline."""
     names = {model.folder.name: model.name for model in study.defences}
-    found = {each["label"]: summary.defences[names[each["run"]]] for each in plan["defences"] if each["run"] in names}
+    found = {label: summary.defences[names[run]] for label, run in plan.defences.items() if run in names}
     if not found:
         raise RunError(
-            f"none of the defences of the sweep {plan['sweep']} is finished in {study.path}."
+            f"none of the defences of the sweep {plan.sweep} is finished in {study.path}."
             " Run `repnoise sweep` again to see why."
         )
     return replace(summary, defence=next(iter(found)), defences=found)
 
 
-def compare(summary: Summary, plan: Mapping[str, Any], study: Study) -> Table:
+def compare(summary: Summary, plan: Plan, study: Study) -> Table:
     """The table of a summary under the labels of its sweep."""
-    wanted = {identity(key_of(each)) for each in plan.get("attacks") or ()}
+    wanted = {identity(each.key) for each in plan.attacks}
     models = {model.folder.name: model for model in study.defences}
-    runs = {each["label"]: each["run"] for each in plan["defences"]}
     cells = {label: _cells(part, wanted) for label, part in summary.defences.items()}
     bounded = any(cells.values())
     losses = {label: {} if bounded else _losses(part, wanted) for label, part in summary.defences.items()}
@@ -133,23 +152,23 @@ def compare(summary: Summary, plan: Mapping[str, Any], study: Study) -> Table:
             words: _column(cells[label][key][1]) if key in cells[label] else _loss(losses[label].get(key))
             for key, words in names.items()
         }
-        row = _row(label, part, columns, [cell for _, cell in cells[label].values()], models[runs[label]])
+        row = _row(label, part, columns, [cell for _, cell in cells[label].values()], models[plan.defences[label]])
         if row.lacks < len(names) or not names:  # never attacked: it has no place here
             rows.append(row)
-    budget = _budget(rows, plan.get("budget") or {})
+    budget = _budget(rows, plan.budget)
     rows = [replace(row, over=[key for key in COSTS if _over(getattr(row.cost, key), budget[key])]) for row in rows]
     return Table(
         kind="head_start" if bounded else "harmful_loss",
         columns=list(names.values()),
         rows=rows,
-        absent=[label for label in runs if label not in {row.label for row in rows}],
+        absent=[label for label in plan.defences if label not in {row.label for row in rows}],
         controls=_controls(cells, next(iter(summary.defences.values())), names, bounded),
         budget=budget,
         data={
             key: sorted({value for row in rows if (value := getattr(row.cost, key)) is not None})
             for key in ("pairs", "retain")
         },
-        seeds=list(plan.get("seeds") or []),
+        seeds=plan.seeds,
     )
 
 
@@ -180,7 +199,7 @@ def _row(label: str, part: Section, columns: dict[str, Column | None], cells: Se
     start = worst.head_start if worst else None
     return TableRow(
         label=label,
-        name=str(model.manifest.get("name")),
+        name=str(model.manifest.name),
         run=model.folder.name,
         status=part.verdict.status,
         cells=columns,
@@ -201,25 +220,18 @@ def _row(label: str, part: Section, columns: dict[str, Column | None], cells: Se
 
 def cost_of(model: Model) -> Cost:
     log = model.folder / "train.jsonl"
-    last = next(reversed(read_jsonl(log, torn_end=True)), None) if log.exists() else None
-    arguments = model.manifest.get("arguments") or {}
-    train = (arguments.get("defence") or {}).get("train") or {}
+    last: dict[str, Any] = next(reversed(read_jsonl(log, torn_end=True)), {}) if log.exists() else {}
+    manifest, train = model.manifest, model.manifest.train or {}
     batch = int(train.get("per_device_train_batch_size") or 8)  # the default of transformers
     accumulated = int(train.get("gradient_accumulation_steps") or 1)
-    steps = int(last["step"]) if last and last.get("step") is not None else None
-    data = model.manifest.get("data") or {}
-    sets = {**((data.get("audit") or {}).get("sets") or {}), **((data.get("harmless_audit") or {}).get("sets") or {})}
+    steps = int(last["step"]) if last.get("step") is not None else None
     return Cost(
         steps=steps,
-        seconds=(last or {}).get("seconds", model.manifest.get("seconds") if "defence" in arguments else None),
+        seconds=last.get("seconds", manifest.seconds if manifest.train is not None else None),
         examples=steps * batch * accumulated if steps else None,
-        pairs=arguments.get("pairs") or _rows_of(sets.get("defence")),
-        retain=_rows_of(sets.get("retain")),
+        pairs=manifest.pairs or manifest.data.pairs,
+        retain=manifest.data.retain,
     )
-
-
-def _rows_of(found: Any) -> int | None:
-    return int(found["rows"]) if isinstance(found, Mapping) and "rows" in found else None
 
 
 def _budget(rows: Sequence[TableRow], given: Mapping[str, Any]) -> dict[str, float | None]:

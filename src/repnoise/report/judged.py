@@ -77,7 +77,7 @@ def _pairs(many: Sequence[Attacked | Model]) -> Mapping[tuple[str, str], dict[st
                 continue
             harm = metric.removesuffix(kind).rstrip("_")
             for row in rows:
-                if row.get("step") is None and row.get("category"):
-                    into = values.setdefault((harm, str(row["category"])), {})
-                    into.setdefault(KINDS[kind], []).append(float(row["value"]))
+                if row.step is None and row.category:
+                    into = values.setdefault((harm, row.category), {})
+                    into.setdefault(KINDS[kind], []).append(row.value)
     return {key: {name: sum(v) / len(v) for name, v in kinds.items()} for key, kinds in values.items()}

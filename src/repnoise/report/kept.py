@@ -13,8 +13,9 @@ from typing import Any
 from repnoise.bars import Bars
 from repnoise.intervals import DIFFERENCE, area, fisher, mcnemar, needed, paired_interval
 from repnoise.report.head_start import EPSILON, decide, in_words
+from repnoise.report.manifests import Row
 from repnoise.report.reading import BASE, DEFENDED, Model, Study
-from repnoise.report.readings import Reading, Row, pick, shared
+from repnoise.report.readings import Reading, pick, shared
 from repnoise.report.records import (
     Answers,
     Before,
@@ -180,8 +181,8 @@ def learning_curve(model: Model) -> list[Point]:
     """The score by training step: mean over seeds with interval."""
     steps: dict[int, list[Row]] = {}
     for row in model.by_metric.get("trainability", ()):
-        if row.get("step") is not None:
-            steps.setdefault(int(row["step"]), []).append(row)
+        if row.step is not None:
+            steps.setdefault(row.step, []).append(row)
     found = {step: pick(rows, "trainability", steps=step) for step, rows in sorted(steps.items())}
     return [Point(step, e.value, e.lo, e.hi) for step, e in found.items() if e is not None]
 

@@ -53,7 +53,7 @@ def _row(
     return LossRow(
         id=identity(key) if key else None,
         model=one.role,
-        attack=a.settings if a else None,
+        attack=a.settings.recorded if a else None,
         label=words,
         harm=a.harm if a else None,
         harmful_loss=harmful,

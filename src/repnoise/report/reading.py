@@ -8,14 +8,14 @@ and their seed are equal.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from repnoise.errors import RunError
-from repnoise.report.readings import Reading, Row, pick
+from repnoise.report.manifests import Manifest, Row, Settings
+from repnoise.report.readings import Reading, pick
 from repnoise.report.records import Role
 from repnoise.store.run import Run
 
@@ -29,13 +29,8 @@ BASE, DEFENDED = "undefended", "defended"
 def _by_metric(rows: Sequence[Row]) -> dict[str, list[Row]]:
     found: dict[str, list[Row]] = {}
     for row in rows:
-        found.setdefault(row["metric"], []).append(row)
+        found.setdefault(row.metric, []).append(row)
     return found
-
-
-def key_of(settings: Mapping[str, Any]) -> str:
-    """What attacks on different models have in common: all settings but the seed."""
-    return json.dumps({k: v for k, v in settings.items() if k != "seed"}, sort_keys=True)
 
 
 @dataclass(frozen=True)
@@ -43,25 +38,24 @@ class Attacked:
     """One attack on one model with one seed.
 
     Attributes:
-        settings: the attack without its seed.
         metric: what shows its harm: the harm's own name where a judge told it, else the loss of its answers.
         covers: directions of attack that it goes in, as its class says.
     """
 
-    settings: dict[str, Any]
+    settings: Settings
     metric: str
     seed: int
     rows: Sequence[Row]
     folder: Path
     covers: tuple[str, ...] = ()
 
-    @cached_property
+    @property
     def key(self) -> str:
-        return key_of(self.settings)
+        return self.settings.key
 
     @property
     def harm(self) -> str:
-        return str(self.settings["harm"])
+        return self.settings.harm
 
     @property
     def bounded(self) -> bool:
@@ -72,21 +66,16 @@ class Attacked:
     def by_metric(self) -> dict[str, list[Row]]:
         return _by_metric(self.rows)
 
-    @property
-    def steps(self) -> int | None:
-        steps = self.settings.get("steps")
-        return int(steps) if isinstance(steps, int | float) else None
-
     def final(self, metric: str, category: str | None = None, judge: str | None = None) -> Reading | None:
-        return pick(self.by_metric.get(metric, ()), metric, steps=self.steps, category=category, judge=judge)
+        steps = self.settings.steps
+        return pick(self.by_metric.get(metric, ()), metric, steps=steps, category=category, judge=judge)
 
 
 @dataclass(frozen=True)
 class Failed:
     """An attack that was begun and gave nothing."""
 
-    key: str
-    settings: dict[str, Any]
+    settings: Settings
     seed: int
     why: str
 
@@ -98,7 +87,7 @@ class Model:
     role: str  # "undefended", "ignorant", "random" or "defended"
     name: str
     folder: Path
-    manifest: dict[str, Any]
+    manifest: Manifest
     rows: Sequence[Row]
     attacks: list[Attacked] = field(default_factory=list)
     failed: list[Failed] = field(default_factory=list)
@@ -124,9 +113,9 @@ class Study:
     base: Model | None = None
     controls: dict[str, Model] = field(default_factory=dict)
     defences: list[Model] = field(default_factory=list)  # in the order in which they were started
-    manifests: list[dict[str, Any]] = field(default_factory=list)  # of everything that is done
+    manifests: list[Manifest] = field(default_factory=list)  # of everything that is done
     problems: list[str] = field(default_factory=list)  # folders that do not count, each with the reason
-    planned: list[tuple[dict[str, Any], int]] = field(default_factory=list)  # settings and seed of every attack
+    planned: list[tuple[Settings, int]] = field(default_factory=list)  # settings and seed of every attack
 
     @property
     def models(self) -> list[Model]:
@@ -141,8 +130,7 @@ class Study:
         """What each harm is to this defence, as the data say; a harm of which they say nothing is a main one."""
         found: dict[str, Role] = {}
         for one in (self.base, model):
-            record = (one.manifest.get("data") or {}) if one else {}
-            found.update(record.get("harms") or {})
+            found.update(one.manifest.data.harms if one else {})
         for attacked in (a for one in self.models for a in one.attacks):
             found.setdefault(attacked.harm, "main")
         return found
@@ -161,18 +149,18 @@ def load(study: Path, *, rows: bool = True) -> Study:
         manifest = _manifest(folder, result)
         if manifest is None:
             continue
-        name = str(manifest.get("name") or folder.name)
+        name = manifest.name or folder.name
         kind = folder.name.removeprefix("control-")
         if folder.name == "base":
             role, name = BASE, "base"
         elif kind in CONTROLS and kind != folder.name:
             role, name = kind, folder.name
-        elif manifest.get("stage") in ("base", "control", "attack"):
-            result.problems.append(f"{folder.name}: unknown stage {manifest.get('stage')} here, ignored")
+        elif manifest.stage in ("base", "control", "attack"):
+            result.problems.append(f"{folder.name}: unknown stage {manifest.stage} here, ignored")
             continue
         else:
             role = DEFENDED
-        model = Model(role, name, folder, manifest, Run(folder).read_rows() if rows else ())
+        model = Model(role, name, folder, manifest, _rows(folder) if rows else ())
         _read_attacks(model, result, with_rows=rows)
         if role == BASE:
             result.base = model
@@ -181,12 +169,12 @@ def load(study: Path, *, rows: bool = True) -> Study:
         else:
             result.controls[role] = model
     for model in list(result.defences):
-        parent, base = model.manifest.get("parent"), result.base and result.base.manifest.get("hash")
+        parent, base = model.manifest.parent, result.base and result.base.manifest.hash
         if parent and base and parent != base:
             where = model.folder.name
             result.problems.append(f"{where}: stale, base/ is another ({parent}, {base})")
             result.defences.remove(model)
-    result.defences.sort(key=lambda m: (str(m.manifest.get("started")), m.folder.name))
+    result.defences.sort(key=lambda m: (m.manifest.started, m.folder.name))
     names = [model.name for model in result.defences]
     for model in result.defences:
         if names.count(model.name) > 1:
@@ -195,38 +183,43 @@ def load(study: Path, *, rows: bool = True) -> Study:
     return result
 
 
-def _planned(study: Path, result: Study) -> list[tuple[dict[str, Any], int]]:
+def _planned(study: Path, result: Study) -> list[tuple[Settings, int]]:
     """Every attack that the recipe or the sweep asks for, as it was written down before the first of them began."""
     path = study / PLAN
     if not path.exists():
         return []
     try:
         plan = json.loads(path.read_text(encoding="utf-8"))
-        return [({k: v for k, v in cell.items() if k != "seed"}, int(cell["seed"])) for cell in plan["cells"]]
+        return [(Settings.of(cell), int(cell["seed"])) for cell in plan["cells"]]
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         result.problems.append(f"{PLAN}: cannot be read ({' '.join(str(error).split())}); run the study again")
         return []
 
 
-def _manifest(folder: Path, study: Study, parent: Model | None = None) -> dict[str, Any] | None:
+def _rows(folder: Path) -> list[Row]:
+    return [Row.of(row) for row in Run(folder).read_rows()]
+
+
+def _manifest(folder: Path, study: Study, parent: Model | None = None) -> Manifest | None:
     """The manifest of a run that is done and belongs to its parent; else None and a line in `problems`."""
     where = folder.relative_to(study.path).as_posix()
     try:
-        manifest = Run(folder).manifest()
+        found = Run(folder).manifest()
     except RunError as error:
         study.problems.append(f"{where}: {str(error).replace(str(study.path), '.')}")
         return None
-    if manifest is None:
+    if found is None:
         if (folder / "progress.json").exists():
             study.problems.append(f"{where}: unfinished (still running, or stopped); run it again")
         return None
-    if manifest.get("status") != "done":
-        why = f"{manifest.get('status')}: {manifest.get('error')}"
+    manifest = Manifest.of(found)
+    if manifest.status != "done":
+        why = f"{manifest.status}: {manifest.error}"
         study.problems.append(f"{where}: {why}")
-        if parent is not None and (named := _named(manifest)) is not None:
-            parent.failed.append(Failed(key_of(named[0]), *named, why))
+        if parent is not None and manifest.attack is not None and manifest.seed is not None:
+            parent.failed.append(Failed(manifest.attack, manifest.seed, why))
         return None
-    ours, theirs = manifest.get("parent"), parent.manifest.get("hash") if parent else None
+    ours, theirs = manifest.parent, parent.manifest.hash if parent else None
     if ours is not None and theirs is not None and ours != theirs:
         study.problems.append(f"{where}: stale, it attacked an earlier version of its model ({ours}, now {theirs})")
         return None
@@ -234,18 +227,9 @@ def _manifest(folder: Path, study: Study, parent: Model | None = None) -> dict[s
     return manifest
 
 
-def _named(manifest: Mapping[str, Any]) -> tuple[dict[str, Any], int] | None:
-    """Settings and seed of the attack that a manifest is of, or None where it names none."""
-    arguments = manifest.get("arguments") or {}
-    attack, seed = arguments.get("attack"), arguments.get("seed")
-    if not isinstance(attack, dict) or not isinstance(attack.get("harm"), str) or not isinstance(seed, int):
-        return None
-    return {key: value for key, value in attack.items() if key != "seed"}, seed
-
-
 def _measured_by(harm: str, rows: Sequence[Row]) -> str:
     """The metric that shows this harm: its own name where it was judged, else the loss of its answers."""
-    metrics = {row["metric"] for row in rows}
+    metrics = {row.metric for row in rows}
     return f"{harm}_loss" if harm not in metrics and f"{harm}_loss" in metrics else harm
 
 
@@ -257,41 +241,16 @@ def _read_attacks(model: Model, study: Study, *, with_rows: bool) -> None:
         if manifest is None:
             continue
         where = folder.relative_to(study.path).as_posix()
-        named = _named(manifest)
-        if named is None:
+        settings, seed = manifest.attack, manifest.seed
+        if settings is None or seed is None:
             study.problems.append(f"{where}: its manifest names no attack, harm and seed, ignored")
             continue
-        settings, seed = named
-        rows = Run(folder).read_rows() if with_rows else []
-        covers = tuple((manifest.get("arguments") or {}).get("covers") or ())
-        one = Attacked(settings, _measured_by(settings["harm"], rows), seed, rows, folder, covers)
-        finished = str(manifest.get("finished"))
+        rows = _rows(folder) if with_rows else []
+        one = Attacked(settings, _measured_by(settings.harm, rows), seed, rows, folder, manifest.covers)
+        finished = manifest.finished
         old = found.get((one.key, one.seed))
         if old is not None:
             study.problems.append(f"{where}: the same attack and seed twice; the latest counts")
         if old is None or old[0] <= finished:
             found[one.key, one.seed] = (finished, one)
     model.attacks = [one for _, one in found.values()]
-
-
-# ---------------------------------------------------------------------------------- attacks in words
-
-
-def label(settings: Mapping[str, Any], vary: Iterable[str] = ()) -> str:
-    """An attack in words: "sft, learning rate 0.001, 100 steps, full fine-tuning", then those in `vary`."""
-    rank = settings.get("lora_rank")
-    parts = [str(settings.get("name", "attack"))]
-    if settings.get("learning_rate") is not None:
-        parts.append(f"learning rate {settings['learning_rate']:g}")
-    if settings.get("steps") is not None:
-        parts.append(f"{settings['steps']} steps")
-    parts.append(f"LoRA rank {rank}" if rank else "full fine-tuning")
-    parts += [f"{key} {settings[key]}" for key in vary if settings.get(key) is not None]
-    return ", ".join(parts)
-
-
-def varying(every: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Settings outside the usual label that differ between these attacks."""
-    shown = {"name", "learning_rate", "steps", "lora_rank", "harm"}
-    keys = sorted({key for one in every for key in one} - shown)
-    return [key for key in keys if len({json.dumps(one.get(key), sort_keys=True) for one in every}) > 1]

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from repnoise.intervals import mean_interval
-
-Row = Mapping[str, Any]
+from repnoise.report.manifests import Row
 
 
 class Reading(NamedTuple):
@@ -63,19 +62,19 @@ def pick(
     if not final:
         return None
     first = _first_evaluation(final)
-    final = [row for row in final if row["evaluation"] == first]
+    final = [row for row in final if row.evaluation == first]
     name = _judge(final[0])
     final = [row for row in final if _judge(row) == name]
     items = _items(final)
-    values = np.asarray([row["value"] for row in final], dtype=float)
+    values = np.asarray([row.value for row in final], dtype=float)
     exact = items is not None and bool(np.allclose(items.mean(1), values, rtol=1e-4, atol=1e-4))
-    strides = {int(row.get("every") or 1) for row in final}
+    strides = {row.every or 1 for row in final}
     every = strides.pop() if len(strides) == 1 else 1
     if len(final) == 1:
         row = final[0]
-        return Reading(float(row["value"]), row.get("lo"), row.get("hi"), int(row["n"]), items, name, exact, every)
+        return Reading(row.value, row.lo, row.hi, row.n, items, name, exact, every)
     mean = mean_interval(values)
-    n = sum(int(row["n"]) for row in final)
+    n = sum(row.n for row in final)
     return Reading(mean.value, mean.lo, mean.hi, n, items, name, exact, every, len(final))
 
 
@@ -83,18 +82,14 @@ def judges(rows: Iterable[Row], metric: str, *, steps: int | None = None) -> lis
     """Everyone who judged the final `metric`, the headline judge first; [] where nobody is named."""
     final = final_rows(rows, metric, steps, None)
     first = _first_evaluation(final) if final else ""
-    ordered = sorted(final, key=lambda row: row["evaluation"] != first)
+    ordered = sorted(final, key=lambda row: row.evaluation != first)
     names = list(dict.fromkeys(_judge(row) for row in ordered))
     return names if any(names) else []
 
 
 def categories(rows: Iterable[Row], metric: str, *, steps: int | None = None) -> list[str | None]:
     """The categories in which the final `metric` was measured; None stands for all of them together."""
-    found = {
-        row.get("category")
-        for row in rows
-        if row["metric"] == metric and row.get("layer") is None and row.get("step") in (None, steps)
-    }
+    found = {row.category for row in rows if row.metric == metric and row.layer is None and row.step in (None, steps)}
     return sorted(found, key=str)
 
 
@@ -102,27 +97,24 @@ def final_rows(rows: Iterable[Row], metric: str, steps: int | None, category: st
     found = [
         row
         for row in rows
-        if row["metric"] == metric
-        and row.get("split") in (None, "test")
-        and row.get("layer") is None
-        and row.get("category") == category
+        if row.metric == metric and row.split in (None, "test") and row.layer is None and row.category == category
     ]
-    final = [row for row in found if row.get("step") is None]
-    return final or [row for row in found if steps is not None and row.get("step") == steps]
+    final = [row for row in found if row.step is None]
+    return final or [row for row in found if steps is not None and row.step == steps]
 
 
 def _first_evaluation(rows: Sequence[Row]) -> str:
-    known = {str(row["evaluation"]) for row in rows if _judge(row) == "ground-truth"}
-    return min((str(row["evaluation"]) for row in rows), key=lambda name: (name not in known, name))
+    known = {row.evaluation for row in rows if _judge(row) == "ground-truth"}
+    return min((row.evaluation for row in rows), key=lambda name: (name not in known, name))
 
 
 def _judge(row: Row) -> str:
-    return str(row.get("judge") or "")
+    return row.judge or ""
 
 
 def _items(rows: Sequence[Row]) -> np.ndarray | None:
     """(rows, items), or None where a row has none or they differ in number."""
-    lists = [row.get("items") for row in rows]
+    lists = [row.items for row in rows]
     if any(not each for each in lists) or len({len(each) for each in lists if each}) > 1:
         return None
     return np.asarray(lists, dtype=float)

@@ -44,8 +44,7 @@ def build_summary(study_dir: str | Path) -> Summary:
         )
     seconds: dict[str, float] = {}
     for manifest in study.manifests:
-        stage = str(manifest.get("stage"))
-        seconds[stage] = round(seconds.get(stage, 0.0) + float(manifest.get("seconds") or 0.0), 3)
+        seconds[manifest.stage] = round(seconds.get(manifest.stage, 0.0) + manifest.seconds, 3)
     return Summary(
         schema=SCHEMA,
         study=study.path.resolve().name,

@@ -44,7 +44,7 @@ def attack(study: Study, target: Target, cell: Cell) -> None:
             hash=digest,
             parent=target.hash,
             seeds=[cell.seed],
-            arguments={"attack": cell.recorded(), "seed": cell.seed},
+            arguments={"attack": cell.recorded(), "seed": cell.seed, "covers": list(cell.attack().covers)},
             recipe=dump(study.recipe),
         ):
             with _no_leftovers(run.path / "checkpoints", run.path / "model"):

@@ -10,14 +10,16 @@ from ..recipes.schema import Recipe
 from ..report import write_report
 from ..store.files import write_yaml
 from .attacking import attack
+from .cell import Cell
 from .defending import check_defence, defend
 from .measuring import evaluate
 from .resolve import resolve
+from .settling import undecided, write_plan
 from .study import Study
 from .target import Say, Target
 from .workers import Failures, carry_out, progress_bar
 
-__all__ = ["Study", "Target", "attack_all", "defend", "measure_all", "report", "resolve", "run"]
+__all__ = ["Study", "Target", "attack_all", "defend", "measure_all", "report", "resolve", "run", "settle"]
 
 
 def run(recipe: Recipe, folder: Path, *, jobs: int = 1, say: Say = lambda text: None, quiet: bool = False) -> Path:
@@ -29,6 +31,7 @@ def run(recipe: Recipe, folder: Path, *, jobs: int = 1, say: Say = lambda text: 
     study = Study(recipe, folder, say, quiet=quiet)
     measure_all(study)
     attack_all(study, jobs=jobs)
+    settle(study, jobs=jobs)
     return report(study)
 
 
@@ -50,10 +53,24 @@ def attack_all(study: Study, *, jobs: int = 1) -> None:
 
     One that fails does not stop the others; what failed is raised together at the end.
     """
+    write_plan(study)
     todo = [(t, cell) for t in study.targets() for cell in study.cells() if not study.is_attacked(t, cell)]
-    if not todo:
+    if todo:
+        _carry_out(study, todo, jobs)
+    else:
         study.say("attacks: all done before, kept")
-        return
+
+
+def settle(study: Study, *, jobs: int = 1) -> None:
+    """Measure the cells whose interval cannot tell again, on fresh seeds; see settling.py."""
+    todo = undecided(study)
+    if todo:
+        cells = len({cell.on("") for _, cell in todo}) // study.recipe.fresh_seeds or 1
+        study.say(f"attacks: {cells} cannot be told from the bar, and are measured again on fresh seeds")
+        _carry_out(study, todo, jobs)
+
+
+def _carry_out(study: Study, todo: list[tuple[Target, Cell]], jobs: int) -> None:
     failures = Failures("attack", len(todo))
     finished = carry_out(attack, todo, jobs, study, _quiet_study, (study.recipe, study.folder))
     with progress_bar(len(todo), "attack", study.quiet) as at, closing(finished):

@@ -109,7 +109,7 @@ class Study:
 
     def cells(self) -> list[Cell]:
         """Every attack of the recipe, once for each seed."""
-        default = [harm for harm in self.data.attacks if harm != "withheld"]
+        default = [harm for harm in self.data.attacks if self.data.roles.get(harm) != "withheld"]
         return [Cell.of(settings) for attack in self.recipe.attacks for settings in attack.cells(default)]
 
     def attack_run(self, target: Target, cell: Cell) -> tuple[Run, str]:

@@ -12,6 +12,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from repnoise.report.manifests import Manifest
 from repnoise.report.pages import plots
 from repnoise.report.reading import BASE, DEFENDED, Model, load
 from repnoise.report.records import Estimate, Kept, Point, Section, StepsToBreak, Summary
@@ -82,7 +83,7 @@ def _page(study: Path, summary: Summary) -> tuple[str, dict[str, str]]:
         says=SAYS,
         plot_style=Markup(plots.STYLE),
         places=_places(loaded.manifests),
-        stages=[(m.get("stage"), m.get("name"), m.get("seconds")) for m in loaded.manifests],
+        stages=[(m.stage, m.name, m.seconds) for m in loaded.manifests],
     )
     return page, figures
 
@@ -214,10 +215,10 @@ def _training(model: Model | None) -> dict[str, list[Point]]:
     return dict(sorted(lines.items(), key=lambda item: (item[0] != "loss", item[0] == "grad_norm")))
 
 
-def _places(manifests: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _places(manifests: list[Manifest]) -> list[dict[str, Any]]:
     """The distinct environments that the runs of this study were made in, each with the number of runs."""
     places: dict[str, dict[str, Any]] = {}
     for manifest in manifests:
-        place = {key: manifest.get(key) for key in ("versions", "python", "platform", "git")}
+        place = {key: getattr(manifest, key) for key in ("versions", "python", "platform", "git")}
         places.setdefault(canonical_hash(place), {**place, "runs": 0})["runs"] += 1
     return sorted(places.values(), key=lambda place: -place["runs"])

@@ -124,6 +124,7 @@ class Cell:
     head_start: Estimate | None
     first: Estimate | None
     fresh: Estimate | None
+    n_fresh: int
     counted: float | None
     says: Says | None
     settles: str

@@ -7,10 +7,10 @@ claim. All of them stand in the verdict whenever they are missing.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from repnoise.bars import Bars
 from repnoise.report.head_start import EPSILON
+from repnoise.report.manifests import Settings
 from repnoise.report.reading import Attacked
 from repnoise.report.records import Cell, DataAudit
 
@@ -31,12 +31,12 @@ def longer(bars: Bars) -> str:
     return f"longer training ({'three' if bars.steps_ratio == 3 else f'{bars.steps_ratio:g}'} times the steps)"
 
 
-def fine_tunes(attack: dict[str, Any], covers: Iterable[str]) -> str | None:
+def fine_tunes(attack: Settings, covers: Iterable[str]) -> str | None:
     """Full or LoRA fine-tuning on the harm alone; None for weights changed without training, and for everything else
     that an attack trains."""
-    if "fine-tuning" not in covers or not attack.get("steps"):
+    if "fine-tuning" not in covers or not attack.steps:
         return None
-    return LORA if attack.get("lora_rank") else FULL
+    return LORA if attack.lora_rank else FULL
 
 
 def blocking(cells: Sequence[Cell], data: DataAudit, bars: Bars) -> list[str]:
@@ -49,9 +49,10 @@ def blocking(cells: Sequence[Cell], data: DataAudit, bars: Bars) -> list[str]:
         cells: of one harm, those that are not void.
     """
     kinds: dict[str, set[float]] = {FULL: set(), LORA: set()}
-    for cell in cells:
-        if (kind := fine_tunes(cell.attack, cell.covers)) is not None:
-            kinds[kind].add(float(cell.attack.get("learning_rate") or 0))
+    attacks = [(Settings.of(cell.attack), cell.covers) for cell in cells]
+    for attack, covers in attacks:
+        if (kind := fine_tunes(attack, covers)) is not None:
+            kinds[kind].add(attack.learning_rate or 0.0)
     out = []
     if not any(_ratio(rates) >= bars.rates_ratio - EPSILON for rates in kinds.values()):
         tried = ", ".join(f"{rate:g}" for rate in sorted(kinds[FULL] | kinds[LORA])) or "none"
@@ -60,7 +61,7 @@ def blocking(cells: Sequence[Cell], data: DataAudit, bars: Bars) -> list[str]:
     if seeds < bars.seeds:
         out.append(f"{bars.seeds} seeds in every cell (fewest: {seeds})")
     out += [kind for kind, rates in kinds.items() if not rates]
-    if _ratio({float(cell.attack.get("steps") or 0) for cell in cells}) < bars.steps_ratio - EPSILON:
+    if _ratio({float(attack.steps or 0) for attack, _ in attacks}) < bars.steps_ratio - EPSILON:
         out.append(longer(bars))
     if data.disjoint is None:
         out.append(f"{DISJOINT} (no audit is recorded)")
@@ -80,19 +81,19 @@ def axes_not_tried(attacks: Sequence[Attacked], data: DataAudit, bars: Bars) -> 
     for a in attacks:
         seeds.setdefault(a.key, set()).add(a.seed)
 
-    def several(key: str, ratio: float = 1.0 + EPSILON) -> bool:
-        return _ratio({float(a.settings[key]) for a in attacks if a.settings.get(key)}) >= ratio - EPSILON
+    def several(values: Iterable[float | None], ratio: float = 1.0 + EPSILON) -> bool:
+        return _ratio({float(value) for value in values if value}) >= ratio - EPSILON
 
     tried = {
-        "another learning rate": several("learning_rate", bars.rates_ratio),
+        "another learning rate": several((a.settings.learning_rate for a in attacks), bars.rates_ratio),
         f"{bars.seeds} seeds": min(map(len, seeds.values()), default=0) >= bars.seeds,
         FULL: FULL in kinds,
         LORA: LORA in kinds,
-        longer(bars): several("steps", bars.steps_ratio),
-        "another batch size": several("batch_size"),
-        "more attack examples": several("examples"),
-        "another optimiser": any(a.settings.get("optimizer") not in PLAIN_OPTIMISERS for a in attacks),
-        TEMPLATE: any(a.settings.get("template") not in (None, data.template) for a in attacks),
+        longer(bars): several((a.settings.steps for a in attacks), bars.steps_ratio),
+        "another batch size": several(a.settings.batch_size for a in attacks),
+        "more attack examples": several(a.settings.examples for a in attacks),
+        "another optimiser": any(a.settings.optimizer not in PLAIN_OPTIMISERS for a in attacks),
+        TEMPLATE: any(a.settings.template not in (None, data.template) for a in attacks),
         BENIGN: "benign" in covered,
         DISJOINT: data.disjoint is True and not data.given,
         **{axis: key in covered for key, axis in COVERED.items()},
