@@ -128,7 +128,7 @@ class RepNoise(Objective):
             for batch in batches:
                 with capture(model, mlp=False) as seen:
                     hidden_pass(model, batch["harmful"])
-                total += self._harmful_cross_entropy(model, batch, seen.residual).item()
+                total += self.harmful_cross_entropy(model, batch, seen.residual).item()
         return {"harmful_cross_entropy": total}
 
     def terms(self, model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -141,7 +141,7 @@ class RepNoise(Objective):
             with capture(model, residual=self.alpha > 0, mlp=self.beta > 0) as seen:
                 hidden_pass(model, harmful)
         if self.alpha > 0:
-            mean = self._harmful_cross_entropy(model, batch, seen.residual)
+            mean = self.harmful_cross_entropy(model, batch, seen.residual)
             whole = window.shared.get("harmful_cross_entropy")
             if whole is None:
                 terms["ascent"] = self.alpha * ascent_term(mean, offset=self.offset)
@@ -164,7 +164,8 @@ class RepNoise(Objective):
             terms["retain"] = self.retain_weight * self._retain(model, batch)
         return terms
 
-    def _harmful_cross_entropy(self, model: nn.Module, batch: Mapping[str, Any], residual: list[Tensor]) -> Tensor:
+    def harmful_cross_entropy(self, model: nn.Module, batch: Mapping[str, Any], residual: list[Tensor]) -> Tensor:
+        """() mean over the layers that are read of the harmful cross-entropy, given all L + 1 residual streams."""
         window = window_of(batch)
         if self.lens_layers is not None and self.lens_layers < len(residual):
             # one choice for the whole optimiser step: the logarithm's argument must be one number
