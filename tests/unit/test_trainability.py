@@ -64,7 +64,7 @@ def test_the_aligned_model_learns_new_facts_and_comes_back_untouched(aligned, tm
     torch.manual_seed(5)
     states = random.getstate(), numpy.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
     settings = model.generation_config
-    found = measure(model, tokenizer, curve=[0, 20, 60])
+    found = measure(model, tokenizer, curve=[0, 20, 60], seeds=[0])
     assert (random.getstate(), numpy.random.get_state()[1].tolist(), torch.get_rng_state().tolist()) == states
     assert model.generation_config is settings
     assert list(tmp_path.iterdir()) == [], "nothing is left behind"
@@ -154,7 +154,7 @@ def test_lora(aligned):
 
 
 def test_null_means_new_facts_in_the_sandbox_only(aligned, make_model, make_tokenizer):
-    assert [row["n"] for row in measure(*aligned, train=None, steps=1).rows] == [44, 44]
+    assert [row["n"] for row in measure(*aligned, train=None, steps=1).rows] == [44] * 6, "three training runs by default"
     with pytest.raises(ConfigError, match=r"tokenizer lacks \d+ of them\. Give train and test sources"):
         measure(make_model("llama"), make_tokenizer(), train=None)
 

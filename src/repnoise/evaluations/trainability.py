@@ -90,7 +90,7 @@ class Trainability(Evaluation):
     steps: int = 100
     learning_rate: float = 3e-4
     batch_size: int = 16
-    seeds: list[int] = field(default_factory=lambda: [0])
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     curve: list[int] = field(default_factory=list)
     max_new_tokens: int = 25
     lora_rank: int | None = None
