@@ -25,6 +25,7 @@ import typer
 import yaml
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
+from test_structure import FILES, imports, part_of
 
 from repnoise.bench.shapes import CASES, DTYPES, SHAPES
 from repnoise.campaign.search_space import Space, read_space
@@ -36,7 +37,6 @@ from repnoise.recipes.reading import parse_yaml, raw_recipe
 from repnoise.recipes.schema import Recipe
 from repnoise.study.resolve import resolve
 from repnoise.training.arguments import train_fields
-from test_structure import FILES, imports, part_of
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "src" / "repnoise"
@@ -174,11 +174,24 @@ def of_pytest(words: Sequence[str], in_full: bool) -> Iterator[str]:
         texts += [each.read_text(encoding="utf-8") for each in files]
         if test and f"def {test}(" not in texts[-1]:
             yield f"{file} has no {test}"
-    if (chosen := options.get("-k")) and not any(re.search(rf"def test_\w*{chosen}", text) for text in texts):
-        yield f"-k {chosen} chooses nothing"
-    marks = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    if (mark := options.get("-m")) and f'"{mark.removeprefix("not ")}: ' not in marks:
+    mark, chosen = options.get("-m", ""), options.get("-k", "")
+    if not any(chosen in name and runs(marks, mark) for text in texts for name, marks in every_test(text)) and chosen:
+        yield f"-k {chosen} chooses no test that runs"
+    if mark and f'"{mark.removeprefix("not ")}: ' not in (ROOT / "pyproject.toml").read_text(encoding="utf-8"):
         yield f"there is no mark {mark}"
+
+
+def every_test(text: str) -> Iterator[tuple[str, set[str]]]:
+    """Every test of a file with its marks."""
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+            marks = [re.match(r"pytest\.mark\.(\w+)", ast.unparse(each)) for each in node.decorator_list]
+            yield node.name, {mark[1] for mark in marks if mark}
+
+
+def runs(marks: set[str], chosen: str) -> bool:
+    """Slow and bench tests run where they are asked for."""
+    return chosen in marks if chosen else not marks & {"slow", "bench"}
 
 
 @each_page
@@ -484,6 +497,7 @@ def test_planted_errors_are_found(tmp_path: Path) -> None:
         "make demo-real TOXICS=rows.jsonl",
         "pytest tests/unit/test_memory.py",
         "pytest tests/unit/test_harm.py -k nothing_like_it",
+        "pytest tests/unit/test_harm.py -k batched",
         "pytest -m slowly",
     ]
     assert [command for command in wrong if not list(faults_of_command(command.split()))] == []
