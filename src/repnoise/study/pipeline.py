@@ -88,6 +88,6 @@ def _quiet_study(recipe: Recipe, folder: Path) -> Study:
 
 def report(study: Study) -> Path:
     run = study.defended().run
-    if run.path.is_dir():  # what was added since the defence was trained: evaluations, the utility bound
+    if run.path.is_dir():  # what was added since the defence was trained: evaluations, bars
         write_yaml(run.path / "recipe.yaml", dump(study.recipe))
     return write_report(study.folder)
