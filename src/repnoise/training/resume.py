@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from transformers.trainer_utils import get_last_checkpoint
 
-if TYPE_CHECKING:
-    pass
 from .callbacks import StopCleanly
 from .trainer import ObjectiveTrainer
 
