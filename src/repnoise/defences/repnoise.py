@@ -19,7 +19,6 @@ from ..losses import (
     Estimator,
     ascent_term,
     kl_to_reference,
-    masked_cross_entropy,
     noise_term,
     official_repnoise_loss,
 )
@@ -27,7 +26,7 @@ from ..models import anatomy, capture, unwrap
 from ..models.structure import is_sharded
 from ..models.zero3 import is_zero3
 from ..recipes.ranges import Count, Weight
-from ..training import Objective, Stream, forward, hidden_pass, window_of
+from ..training import Objective, Stream, answer_loss, forward, hidden_pass, window_of
 from .base import DEFENCES, frozen_copy
 
 OFFICIAL = ("variant", "alpha", "beta", "frozen_layers", "frozen_parts")
@@ -135,7 +134,7 @@ class RepNoise(Objective):
     def terms(self, model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         if self.variant == "official":
             return self._official_terms(model, batch)
-        window, harmful, harmless = window_of(batch), batch["harmful"], batch["harmless"]
+        window, harmful = window_of(batch), batch["harmful"]
         # The harmful side comes first: the lens has its peak before the harmless logits exist.
         terms: dict[str, Tensor] = {}
         if self.alpha > 0 or self.beta > 0:
@@ -160,9 +159,7 @@ class RepNoise(Objective):
                 max_tokens=self.max_noise_tokens if self.noise == "token" else None,
             )
             terms["noise"] = self.beta * noise / window.size
-        terms["stability"] = masked_cross_entropy(
-            forward(model, harmless), harmless["labels"], denominator=window.tokens.get("harmless")
-        )
+        terms["stability"] = answer_loss(model, batch, "harmless")
         if self.retain:
             terms["retain"] = self.retain_weight * self._retain(model, batch)
         return terms
@@ -186,10 +183,10 @@ class RepNoise(Objective):
         return harmful["input_ids"].masked_fill(harmful["attention_mask"] == 0, IGNORE_INDEX)
 
     def _retain(self, model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
+        if self.retain == "ce":
+            return answer_loss(model, batch, "retain")
         stream, tokens = batch["retain"], window_of(batch).tokens.get("retain")
         logits = forward(model, stream)
-        if self.retain == "ce":
-            return masked_cross_entropy(logits, stream["labels"], denominator=tokens)
         assert self._original is not None, "setup() was not called"
         with torch.no_grad():
             reference = forward(self._original.to(logits.device), stream)  # copied before the model went there
