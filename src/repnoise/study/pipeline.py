@@ -5,12 +5,12 @@ from __future__ import annotations
 from contextlib import closing
 from pathlib import Path
 
-from ..recipes.checking import dump
 from ..recipes.schema import Recipe
 from ..report import write_report
 from ..store.files import write_yaml
 from .attacking import attack
 from .cell import Cell
+from .changes import tell_of_attacks
 from .defending import check_defence, defend
 from .measuring import evaluate
 from .resolve import resolve
@@ -56,6 +56,7 @@ def attack_all(study: Study, *, jobs: int = 1) -> None:
     write_plan(study)
     todo = [(t, cell) for t in study.targets() for cell in study.cells() if not study.is_attacked(t, cell)]
     if todo:
+        tell_of_attacks(study, todo)
         _carry_out(study, todo, jobs)
     else:
         study.say("attacks: all done before, kept")
@@ -89,5 +90,5 @@ def _quiet_study(recipe: Recipe, folder: Path) -> Study:
 def report(study: Study) -> Path:
     run = study.defended().run
     if run.path.is_dir():  # what was added since the defence was trained: evaluations, the utility bound
-        write_yaml(run.path / "recipe.yaml", dump(study.recipe))
+        write_yaml(run.path / "recipe.yaml", study.written_out)
     return write_report(study.folder)
