@@ -159,7 +159,7 @@ class Words(Evaluation):
 
     def measure(self, model: Any, tokenizer: Any, data: Any, *, seed: int, harm: str | None = None) -> Measured:
         found = Measured()
-        found.add("words", [True, False], seed=seed)
+        found.add_rate("words", [True, False], seed=seed)
         return found
 
 
