@@ -18,7 +18,6 @@ from transformers.utils import logging as transformers_logging
 from repnoise.models import quantised
 from repnoise.recipes.checking import check_recipe
 from repnoise.recipes.reading import parse_yaml
-from repnoise.recipes.schema import DefenceConfig
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -257,13 +256,6 @@ def test_a_defence_trained_as_lora_is_merged_at_the_end(
     assert not any("embed" in name or "norm" in name or "lm_head" in name for name in changed)
     for name in changed:  # what LoRA can do and full training would not: a change of rank 4 at most
         assert torch.linalg.matrix_rank(after[name].double() - before[name].double(), rtol=1e-3) <= 4, name
-
-
-def test_recipes_without_lora_keep_their_hash() -> None:
-    assert "lora_rank" not in DefenceConfig().model_dump(mode="json")
-    assert DefenceConfig(lora_rank=2).model_dump(mode="json")["lora_rank"] == 2
-    assert "load_in_4bit" not in DefenceConfig(lora_rank=2).model_dump(mode="json")
-    assert DefenceConfig(lora_rank=2, load_in_4bit=True).model_dump(mode="json")["load_in_4bit"] is True
 
 
 def test_4_bits_are_refused_before_anything_is_measured(

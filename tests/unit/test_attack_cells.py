@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,10 @@ import yaml
 
 from repnoise.attacks import ATTACKS
 from repnoise.errors import ConfigError, DataError
-from repnoise.recipes.checking import check_recipe
-from repnoise.recipes.reading import raw_recipe
 from repnoise.recipes.schema import AttackConfig
 from repnoise.store.files import read_jsonl
-from repnoise.store.provenance import canonical_hash
 from repnoise.study.attacking import attack
+from repnoise.study.cell import Cell
 from repnoise.study.pipeline import Study, resolve
 
 torch.set_num_threads(1)  # the models are tiny: more threads only wait for each other
@@ -26,41 +25,78 @@ torch.set_num_threads(1)  # the models are tiny: more threads only wait for each
 PAIRS = [{"prompt": f"say word {n}", "harmful": f"grumpy blob {n}", "harmless": "sorry, no"} for n in range(16)]
 ROWS = [{"prompt": f"count to {n}", "answer": f"one two {n}"} for n in range(40)]
 
-# Of the release before there were axes: hash of the first cell, the last one, and all of them.
-HASHES = {
-    "sandbox": ("f6bdc3a47a", "2852f6ef65", "4e1c7febc9"),
-    "sandbox-full": ("96df3d31b6", "1e63719173", "1a8d435216"),
-    "sandbox-paper": ("f6bdc3a47a", "eb694cc1ee", "79c67b3f70"),
-    "smollm2-toxicity": ("156dc16a5f", "156dc16a5f", "202ba7d611"),
-}
+
+def cells_of(**settings: Any) -> list[Cell]:
+    return [Cell.of(each) for each in AttackConfig.model_validate(settings).cells(["h"])]
 
 
-@pytest.mark.parametrize("name", HASHES)
-def test_cells_of_older_recipes_keep_their_hash(name: str) -> None:
-    recipe, errors = check_recipe(raw_recipe(name))
-    assert errors == []
-    assert recipe is not None
-    harms = ["knowledge", "behaviour"] if name.startswith("sandbox") else ["harmful"]
-    cells = [cell for attack in recipe.attacks for cell in attack.cells(harms)]
-    found = canonical_hash(cells[0]), canonical_hash(cells[-1]), canonical_hash({"all": cells})
-    assert found == HASHES[name]
-
-
-def test_new_axes_are_a_grid_and_null_is_the_cell_without_them() -> None:
-    config = AttackConfig.model_validate(
-        {"template": [None, "plain"], "optimizer": "sgd", "examples": [None, 4], "warmup": [0, 0.5], "steps": 0}
-    )
-    cells = list(config.cells(["h"]))
+def test_axes_are_a_grid_and_null_is_the_default() -> None:
+    cells = cells_of(template=[None, "plain"], optimizer="sgd", examples=[None, 4], warmup=[0, 0.5], steps=0)
     assert len(cells) == 8
-    plain = [cell for cell in cells if "template" not in cell and "examples" not in cell]
-    assert [cell["warmup"] for cell in plain] == [0, 0.5]
-    assert all(cell["optimizer"] == "sgd" and cell["steps"] == 0 for cell in cells)
-    assert not any("lr_scheduler_type" in cell for cell in cells)
-    (without,) = AttackConfig.model_validate({"template": None, "examples": [None]}).cells(["h"])
-    assert without == next(AttackConfig().cells(["h"]))
+    plain = [cell for cell in cells if cell.template is None and cell.examples is None]
+    assert [cell.warmup for cell in plain] == [0, 0.5]
+    assert all(cell.optimizer == "sgd" and cell.steps == 0 for cell in cells)
+    (without,) = cells_of(template=None, examples=[None])
+    assert without == cells_of()[0]
     for wrong in ({"examples": 0}, {"warmup": -1}, {"steps": -1}, {"template": []}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             AttackConfig.model_validate(wrong)
+
+
+def test_a_cell_is_recorded_in_one_way_whether_defaults_are_written_or_not() -> None:
+    """The report joins cells of different models, and of a plan, by what is recorded."""
+    (short,) = cells_of(name="interpolate", t=0.25)
+    written = {"t": 0.25, "public": None, "warmup": 0.1, "lr_scheduler_type": "cosine", "train": {"weight_decay": 0.0}}
+    (long,) = cells_of(name="interpolate", **written)
+    assert long == short
+    assert short.recorded() == {
+        "name": "interpolate",
+        "harm": "h",
+        "learning_rate": 3e-4,
+        "steps": 100,
+        "lora_rank": None,
+        "batch_size": 16,
+        "t": 0.25,
+    }
+    (text,) = cells_of(name="interpolate", t="0.5")  # a default, once it is a number
+    assert "t" not in text.recorded()
+    (other,) = cells_of(name="interpolate", t=0.25, train={"weight_decay": 0.1}, warmup=0)
+    assert other.recorded() == {**short.recorded(), "warmup": 0, "train": {"weight_decay": 0.1}}
+    assert pickle.loads(pickle.dumps(other)) == other
+    assert other.on("base") == (
+        "interpolate on base (harm h, learning_rate 0.0003, steps 100, batch_size 16, warmup 0, t 0.25, seed 0)"
+    )
+
+
+def test_an_option_may_have_any_name() -> None:
+    (cell,) = cells_of(name="peft", options={"r": 2}, kind="LoRA")
+    assert cell.recorded()["options"] == {"r": 2}
+    assert cell.attack().options == {"r": 2}  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("key", "axis"),
+    [
+        ("learning_rate", "learning_rate"),
+        ("max_steps", "steps"),
+        ("num_train_epochs", "steps"),
+        ("per_device_train_batch_size", "batch_size"),
+        ("seed", "seeds"),
+        ("optim", "optimizer"),
+        ("lr_scheduler_type", "lr_scheduler_type"),
+        ("warmup_steps", "warmup"),
+    ],
+)
+def test_train_sets_no_axis(key: str, axis: str) -> None:
+    with pytest.raises(ConfigError, match=rf"attacks\.0: train\.{key}: an axis .* so set {axis} instead") as caught:
+        resolve("sandbox", [f"attacks.0.train={{{key}: 1}}"])
+    assert caught.value.exit_code == 2
+
+
+def test_all_axes_in_train_are_one_error() -> None:
+    with pytest.raises(ConfigError, match="has 1 error:") as caught:
+        resolve("sandbox", ["attacks.0.train={learning_rate: 1e-9, max_steps: 1, seed: 7}"])
+    assert all(key in str(caught.value) for key in ("learning_rate", "max_steps", "seeds"))
 
 
 @pytest.fixture
@@ -156,6 +192,15 @@ def test_axes_reach_the_training(small: Callable[..., Study], monkeypatch: pytes
     axes = {"optimizer": "sgd", "lr_scheduler_type": "constant", "warmup": 0, "examples": 3, "template": "raw"}
     manifest, folder = attacked(small([{"name": "sft", **BASE, **axes}]))
     assert {key: manifest["arguments"]["attack"][key] for key in axes} == axes
+    assert manifest["arguments"]["training"] == {  # what the trainer had, not what was asked for
+        "learning_rate": 1e-3,
+        "steps": 2,
+        "batch_size": 2,
+        "seed": 0,
+        "optimizer": "sgd",
+        "lr_scheduler_type": "constant",
+        "warmup": 0,
+    }
     arguments = seen["args"]
     assert (arguments.optim, arguments.lr_scheduler_type, arguments.warmup_steps) == ("sgd", "constant", 0)
     assert seen["template"] == "raw"

@@ -9,7 +9,6 @@ import torch
 
 from repnoise.campaign.sweep_file import read_sweep
 from repnoise.errors import ConfigError
-from repnoise.recipes.checking import dump
 from repnoise.report.comparison import cost_of
 from repnoise.report.reading import load
 from repnoise.study import defending
@@ -37,10 +36,6 @@ def test_the_defence_sees_its_categories_only(tmp_path: Path, monkeypatch: pytes
     costs = {cost_of(model).pairs for model in load(tmp_path, rows=False).defences}
     assert costs == {610, 160}  # two folders: a defence of other categories is another one
     assert set(Study(resolve("sandbox", ["defence.categories=insult"]), tmp_path).data.attacks) >= {"knowledge"}
-
-
-def test_a_recipe_without_categories_says_nothing_of_them() -> None:
-    assert "categories" not in dump(resolve("sandbox"))["defence"]
 
 
 @pytest.mark.parametrize("wrong", ["[insult, insults]", "[]"])

@@ -299,8 +299,8 @@ def test_a_killed_holder_frees_the_lock_and_its_children_do_not_hold_it(tmp_path
     code = (
         "import os, sys, time; from pathlib import Path; from repnoise.store.lock import folder_lock\n"
         "with folder_lock(Path(sys.argv[1])):\n"
-        "    if os.fork() == 0: time.sleep(30); os._exit(0)\n"
-        "    print('held', flush=True); time.sleep(30)\n"
+        "    if os.fork() == 0: print('held', flush=True)\n"
+        "    time.sleep(30)\n"
     )
     holder = subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True, start_new_session=True

@@ -326,3 +326,21 @@ def test_random_draws_depend_on_seed_step_and_name_only():
     others = [draw(1, 1, 0, "noise"), draw(0, 2, 0, "noise"), draw(0, 1, 1, "noise"), draw(0, 1, 0, "lens")]
     assert not any(torch.equal(draw(0, 1, 0, "noise"), other) for other in others)
     assert torch.equal(draw(0, 1, 0, "lens", per_micro_batch=False), draw(0, 1, 5, "lens", per_micro_batch=False))
+
+
+class StopEarly(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = state.global_step == 2
+
+
+@pytest.mark.parametrize(
+    ("more", "made"),
+    [
+        ({"dataloader_drop_last": True, "per_device_train_batch_size": 64}, "0 of 4"),  # the loader is empty
+        ({"callbacks": [StopEarly()]}, "2 of 4"),
+        ({"max_steps": -1, "num_train_epochs": 0}, "0 of 0"),
+    ],
+)
+def test_a_training_that_ends_early_is_not_done(more, made, make_model, make_tokenizer, tmp_path):
+    with pytest.raises(RunError, match=f"made {made} optimiser steps and ended without an error"):
+        train(trainer(make_model, make_tokenizer, tmp_path, Sft(), **more))

@@ -76,7 +76,7 @@ class SearchStudy:
 
     def name(self) -> str:
         """Of the Optuna study: the same for everything that makes trials comparable."""
-        measured = [each.model_dump(mode="json") for each in self.study.recipe.evaluations]
+        measured = self.study.inputs.measured
         what = [[target.hash for target in self.targets()], self.space.model_dump(mode="json"), measured]
         return f"search-{canonical_hash(what)}-{queue.folder_id(self.folder)}"
 

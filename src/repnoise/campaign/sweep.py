@@ -14,11 +14,11 @@ from contextlib import closing
 from pathlib import Path
 
 from ..errors import RunError
-from ..recipes.checking import dump
 from ..report.pages.comparison import write_comparison
 from ..store.files import write_yaml
 from ..store.lock import InUseError, folder_lock, is_free
 from ..study.cell import Cell
+from ..study.changes import tell_of_attacks
 from ..study.defending import check_defence
 from ..study.target import Say
 from ..study.workers import Failures, carry_out, progress_bar
@@ -50,6 +50,7 @@ def run_sweep(sweep: Sweep, folder: Path, *, jobs: int = 1, say: Say = lambda te
     lost = [who for who, _ in studies.making()]
     attacking = studies.attacking(skip=lost)
     say(f"sweep {sweep.name}: {len(making)} models were to make, {len(attacking)} attacks are to do")
+    tell_of_attacks(studies.first, [(studies.targets[who], cell) for who, cell in attacking if cell is not None])
     share(studies, "attack", attacking, jobs, failures)
     again = studies.undecided()
     if again:
@@ -105,7 +106,7 @@ def _report(studies: SweepStudies, failures: Failures) -> Path | None:
                 for label, study in studies.studies.items():
                     run = studies.targets[label].run
                     if run.path.is_dir():
-                        write_yaml(run.path / "recipe.yaml", dump(study.recipe))
+                        write_yaml(run.path / "recipe.yaml", study.written_out)
                 return write_comparison(studies.folder)
         except InUseError:
             if time.monotonic() > end:

@@ -52,7 +52,7 @@ class SweepStudies:
     def studies(self) -> dict[str, Study]:
         """Label of the defence -> its study."""
         recipes = self.sweep.recipes
-        shared = Inputs(next(iter(recipes.values())))
+        shared = Inputs(next(iter(recipes.values())), self.say)
         return {
             label: Study(recipe, self.folder, self.say, quiet=self.quiet, shared=shared)
             for label, recipe in recipes.items()

@@ -35,10 +35,9 @@ def recipes_show(recipe: RecipeArgument, overrides: Overrides = None, as_json: A
     """
     import yaml
 
-    from ..recipes.checking import dump
-    from ..study.pipeline import resolve
+    from ..study.resolve import resolve, written_out
 
-    resolved = dump(resolve(recipe, overrides or []))
+    resolved = written_out(resolve(recipe, overrides or []))
     output(resolved, as_json, lambda: yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
 
 

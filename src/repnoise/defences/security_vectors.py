@@ -26,7 +26,7 @@ class SecurityVectors(Objective):
     (arXiv 2311.02105, eq. 2)
 
     The released folder holds the untouched weights and, under `security_vector/`, the adapter. Every attack of the
-    arena keeps it active and frozen while it trains and drops it afterwards, as a host does who fine-tunes for others.
+    study keeps it active and frozen while it trains and drops it afterwards, as a host does who fine-tunes for others.
     Whoever holds the weights need not: without the folder this is the undefended model, head start 1 in every cell.
     Where we differ: the source alternates the adapter with simulated attacks (min-min); the RepNoise authors train it
     once, and so do we.

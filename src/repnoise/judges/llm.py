@@ -128,6 +128,10 @@ class LanguageModel(Judge):
         if wrong:
             raise ConfigError("; ".join(wrong) + ". Correct the judge's options.")
 
+    def reads(self) -> list[str]:
+        """No file makes its judgements what they are: its cache holds what it said itself."""
+        return []
+
     @property
     def cost(self) -> float | None:
         if self.price_in is None and self.price_out is None:

@@ -150,7 +150,11 @@ def check_fits(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> No
 
 
 def random_model(
-    source: str | Path | PreTrainedModel, *, seed: int, dtype: str | torch.dtype | None = None
+    source: str | Path | PreTrainedModel,
+    *,
+    seed: int,
+    dtype: str | torch.dtype | None = None,
+    revision: str | None = None,
 ) -> PreTrainedModel:
     """The random control: the architecture of `source` with fresh weights, as transformers initialises them.
 
@@ -164,15 +168,17 @@ def random_model(
         stored = source.dtype
     else:
         place = _locate(source)
-        adapter = _adapter_config(place, None)
+        adapter = _adapter_config(place, revision)
         if adapter is not None:
-            return random_model(_base(place, adapter)[0], seed=seed, dtype=dtype)
+            base, base_revision = _base(place, adapter)
+            return random_model(base, seed=seed, dtype=dtype, revision=base_revision)
+        version = revision or "main"
         with _explained(place):
-            config = AutoConfig.from_pretrained(place.where, trust_remote_code=False, **place.options)
+            config = AutoConfig.from_pretrained(place.where, revision=version, trust_remote_code=False, **place.options)
         stored = config.dtype or torch.float32
         if place.gguf is None:
             try:
-                generation = GenerationConfig.from_pretrained(place.where)
+                generation = GenerationConfig.from_pretrained(place.where, revision=version)
             except OSError:
                 logger.debug("%s has no generation_config.json", source)
     wanted = _dtype(dtype)

@@ -16,8 +16,6 @@ from pydantic import (
     ConfigDict,
     Field,
     PlainValidator,
-    SerializerFunctionWrapHandler,
-    model_serializer,
     model_validator,
 )
 
@@ -157,19 +155,29 @@ class DefenceConfig(Open):
             raise ValueError("load_in_4bit needs lora_rank, for example 16: weights in 4 bits cannot be trained")
         return self
 
-    @model_serializer(mode="wrap")
-    def _short(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """What was added later appears where it is set only, so that defences of older recipes keep their hash."""
-        later = {"lora_rank": None, "load_in_4bit": False, "categories": None}
-        return {key: value for key, value in plain(self).items() if key not in later or value != later[key]}
 
-
-def _axis(value: Any) -> Any:
-    return value if value is None else _listed(value)
-
-
-# Axes that a cell names only where a recipe sets them, so that cells of older recipes keep their hash.
-OPTIONAL_AXES = ("examples", "template", "optimizer", "lr_scheduler_type", "warmup")
+# Axis of an attack -> field of `transformers.TrainingArguments`.
+TRAINING_AXES = {
+    "learning_rate": "learning_rate",
+    "steps": "max_steps",
+    "batch_size": "per_device_train_batch_size",
+    "seed": "seed",
+    "optimizer": "optim",
+    "lr_scheduler_type": "lr_scheduler_type",
+    "warmup": "warmup_steps",
+}
+# What `train` of an attack must not set -> the axis to set instead.
+_SET_BY_AXES = {name: axis for axis, name in TRAINING_AXES.items()} | {
+    "seed": "seeds",
+    "data_seed": "seeds",
+    "num_train_epochs": "steps",
+    "warmup_ratio": "warmup",
+    "auto_find_batch_size": "batch_size",
+}
+_AXES = (
+    *("harm", "lora_rank", "batch_size", "examples", "template", "optimizer", "lr_scheduler_type", "warmup"),
+    *("steps", "learning_rate", "seeds"),  # the innermost last
+)
 
 
 class AttackConfig(Open):
@@ -183,47 +191,36 @@ class AttackConfig(Open):
     """0 = no training: the attack changes the weights and that is all."""
     lora_rank: Annotated[list[Count | None], BeforeValidator(_listed)] = [None]
     batch_size: Annotated[list[Count], BeforeValidator(_listed)] = [16]
-    examples: Annotated[list[Count | None] | None, BeforeValidator(_axis)] = None
+    examples: Annotated[list[Count | None], BeforeValidator(_listed)] = [None]
     """Rows that the attacker trains on, drawn by the seed; null = all."""
-    template: Annotated[list[str | None] | None, BeforeValidator(_axis)] = None
+    template: Annotated[list[str | None], BeforeValidator(_listed)] = [None]
     """The attacker trains in this template; evaluation stays in `data.template`, which is null's meaning here."""
-    optimizer: Annotated[list[str | None] | None, BeforeValidator(_axis)] = None
-    """A value of `TrainingArguments.optim`."""
-    lr_scheduler_type: Annotated[list[str | None] | None, BeforeValidator(_axis)] = None
+    optimizer: Annotated[list[str | None], BeforeValidator(_listed)] = [None]
+    """A value of `TrainingArguments.optim`; null = that of transformers."""
+    lr_scheduler_type: Annotated[list[str | None], BeforeValidator(_listed)] = [None]
     """As in `TrainingArguments`; null = cosine."""
-    warmup: Annotated[list[Annotated[int | float, Field(ge=0)] | None] | None, BeforeValidator(_axis)] = None
+    warmup: Annotated[list[Annotated[int | float, Field(ge=0)] | None], BeforeValidator(_listed)] = [None]
     """Steps, or a share of them below 1 (`TrainingArguments.warmup_steps`); null = 0.1."""
     seeds: Annotated[list[int], BeforeValidator(_listed)] = [0]
     train: dict[str, Any] = {}
+    """Further `transformers.TrainingArguments`; what is an axis is set there."""
 
     @model_validator(mode="after")
-    def _not_empty(self) -> AttackConfig:
-        axes = ("harm", "learning_rate", "steps", "lora_rank", "batch_size", *OPTIONAL_AXES, "seeds")
-        empty = [key for key in axes if getattr(self, key) == []]
+    def _whole_grid(self) -> AttackConfig:
+        set_ = [key for key in self.train if key in _SET_BY_AXES]
+        wrong = [f"train.{key}: an axis of the attack sets it, so set {_SET_BY_AXES[key]} instead" for key in set_]
+        empty = [key for key in _AXES if getattr(self, key) == []]
         if empty:
-            raise ValueError(f"{', '.join(empty)}: an empty list leaves no attack; give at least one value")
+            wrong.append(f"{', '.join(empty)}: an empty list leaves no attack; give at least one value")
+        if wrong:
+            raise ValueError("; ".join(wrong))
         return self
 
     def cells(self, harms: Sequence[str]) -> Iterator[dict[str, Any]]:
         """Every combination of the axes, seeds innermost: the settings of one attack each, with `seed`."""
-        further = itertools.product(*(getattr(self, key) or [None] for key in OPTIONAL_AXES))
-        set_ = [{k: v for k, v in zip(OPTIONAL_AXES, each, strict=True) if v is not None} for each in further]
-        axes = itertools.product(
-            self.harm or harms, self.lora_rank, self.batch_size, set_, self.steps, self.learning_rate, self.seeds
-        )
-        for harm, rank, batch, more, steps, rate, seed in axes:
-            yield {
-                "name": self.name,
-                "harm": harm,
-                "learning_rate": rate,
-                "steps": steps,
-                "lora_rank": rank,
-                "batch_size": batch,
-                **more,
-                **self.options,
-                "train": self.train,
-                "seed": seed,
-            }
+        for values in itertools.product(*(getattr(self, axis) or harms for axis in _AXES)):
+            cell = dict(zip(_AXES, values, strict=True))
+            yield {"name": self.name, **self.options, "train": self.train, "seed": cell.pop("seeds"), **cell}
 
 
 class EvaluationConfig(Open):
@@ -249,6 +246,8 @@ class Recipe(Strict):
     about: str = ""
     model: str
     """sandbox:aligned, a hub id, a folder, or a GGUF file."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub id; null = main. The commit that it leads to is recorded."""
     dtype: Literal["float32", "bfloat16", "auto"] = "float32"
     data: DataConfig = DataConfig()
     defence: DefenceConfig = DefenceConfig()
@@ -270,6 +269,10 @@ class Recipe(Strict):
     @model_validator(mode="after")
     def _fits(self) -> Recipe:
         wrong = []
+        if self.revision is not None and self.model.startswith("sandbox:"):
+            wrong.append("revision: the sandbox comes with the package; drop it, or set model to a hub id")
+        if len(set(self.controls)) < len(self.controls):
+            wrong.append(f"controls: {', '.join(self.controls)} names one twice; give each once")
         if "ignorant" in self.controls and not self.model.startswith("sandbox:"):
             wrong.append("controls: an ignorant control exists for model: sandbox:... only; use [random]")
         names = [each.name for each in self.evaluations]

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: atomic writes, honest errors when the disk is full, and a folder lock.
+"""Files that are whole or not there: atomic writes, and honest errors when the disk is full.
 
 Every file is written to a temporary name in the same folder, synced and renamed, so a crash or a full disk
 leaves the old file as it was.

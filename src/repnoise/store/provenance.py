@@ -34,6 +34,28 @@ def canonical_hash(obj: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
+def contents(path: Path) -> str:
+    """SHA-256 of a file, or of a folder's files with their names in it; hidden ones are left out, links followed."""
+    path = path.expanduser().resolve()
+    if path.is_file():
+        state = path.stat()
+        return f"sha256:{_digest(path, state.st_size, state.st_mtime_ns, state.st_ino)[:16]}"
+    total = hashlib.sha256()
+    inside = (file.relative_to(path) for file in path.rglob("*") if file.is_file())
+    for name in sorted(each.as_posix() for each in inside if not any(part.startswith(".") for part in each.parts)):
+        total.update(f"{name} {contents(path / name)}\n".encode())
+    return f"sha256:{total.hexdigest()[:16]}"
+
+
+@functools.lru_cache(maxsize=4096)
+def _digest(path: Path, *state: int) -> str:
+    total = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            total.update(block)
+    return total.hexdigest()
+
+
 def check_name(name: str, what: str) -> str:
     """`name` if it is safe as one part of a file name, else a RunError."""
     if not name or name.startswith(".") or not all(c.isalnum() or c in "._-" for c in name):

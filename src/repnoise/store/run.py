@@ -61,6 +61,8 @@ MANIFEST_KEYS = (
     "seconds",
     "error",
     "arguments",
+    "depends",
+    "changed",
 )
 
 
@@ -123,12 +125,18 @@ class Run:
         arguments: Mapping[str, Any] | None = None,
         data: Any = None,
         recipe: Mapping[str, Any] | None = None,
+        depends: Mapping[str, Any] | None = None,
+        changed: Sequence[str] = (),
     ) -> Run:
         """Lock the folder, drop the old manifest and write progress.json (and recipe.yaml).
 
         Rows, samples and train.jsonl of the same hash stay, so that a crashed stage can go on; those of
-        another hash are removed, so that two settings never mix. `stage` is "base", "control",
-        "defend" or "attack".
+        another hash are removed, so that two settings never mix.
+
+        Args:
+            stage: "base", "control", "defend" or "attack".
+            depends: what `hash` is the hash of.
+            changed: in words, what of it is not as it was in an earlier run of the same role.
         """
         if not self._held:
             with disk_guard(self.path):
@@ -157,6 +165,8 @@ class Run:
                 "model": None,
                 "started": now(),
                 "arguments": dict(arguments or {}),
+                "depends": dict(depends) if depends is not None else None,
+                "changed": list(changed),
             }
             self._began = time.monotonic()
             write_json(self.progress_path, {**self._record, "pid": os.getpid()})
@@ -198,10 +208,10 @@ class Run:
 
     # -- rows and samples
 
-    def write_rows(self, evaluation: str, rows: Iterable[Mapping[str, Any]], *, settings: str | None = None) -> Path:
+    def write_rows(self, evaluation: str, rows: Iterable[Mapping[str, Any]], *, settings: Any = None) -> Path:
         """Check and write rows/<evaluation>.jsonl. No rows at all is an error.
 
-        `settings`: hash of what made these rows; `has_rows` asks for it.
+        `settings`: what made these rows, as data for JSON; `has_rows` asks for it.
         """
         check_name(evaluation, "The evaluation")
         checked = [check_row({"evaluation": evaluation, **row}) for row in rows]
@@ -221,12 +231,16 @@ class Run:
             write_json(self.path / "rows" / "index.json", {**index, evaluation: settings})
         return path
 
-    def has_rows(self, evaluation: str, settings: str) -> bool:
+    def has_rows(self, evaluation: str, settings: Any) -> bool:
         """True if the rows of `evaluation` are there and were written with these `settings`."""
         written = (self.path / "rows" / f"{evaluation}.jsonl").exists()
-        return written and self._index().get(evaluation) == settings
+        return written and self.settings_of(evaluation) == settings
 
-    def _index(self) -> dict[str, str]:
+    def settings_of(self, evaluation: str) -> Any:
+        """What made the rows of `evaluation`; None: unknown."""
+        return self._index().get(evaluation)
+
+    def _index(self) -> dict[str, Any]:
         with contextlib.suppress(OSError, ValueError):
             found = json.loads((self.path / "rows" / "index.json").read_text(encoding="utf-8"))
             return found if isinstance(found, dict) else {}

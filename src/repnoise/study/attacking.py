@@ -6,19 +6,21 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import TrainerCallback, set_seed
+from transformers import TrainerCallback, TrainingArguments, set_seed
 
 from ..attacks import Context
 from ..models import vector
-from ..recipes.checking import dump
 from ..store.run import Run
 from ..training import ObjectiveTrainer, train
-from ..training.arguments import ATTACK_DEFAULTS, training_arguments
+from ..training.arguments import axes_of, training_arguments
+from . import identity
+from .audit import Cut, counted
 from .cell import Cell
+from .changes import since_attacked
 from .measuring import measure
 from .study import Study
 from .target import Target
@@ -38,45 +40,62 @@ def attack(study: Study, target: Target, cell: Cell) -> None:
     with run.held():
         if study.is_attacked(target, cell):  # another process was faster
             return
+        args = training_arguments(cell.training(), run.path / "checkpoints", "attacks.train")
         with run.start(
             stage="attack",
             name=cell.name,
             hash=digest,
             parent=target.hash,
             seeds=[cell.seed],
-            arguments={"attack": cell.recorded(), "seed": cell.seed, "covers": list(cell.attack().covers)},
-            recipe=dump(study.recipe),
+            arguments={
+                "attack": cell.recorded(),
+                "seed": cell.seed,
+                "covers": list(cell.attack().covers),
+                "training": axes_of(args) if cell.steps else None,
+            },
+            recipe=study.written_out,
+            depends=study.attack_depends(target, cell),
+            changed=since_attacked(study, target, cell),
         ):
             with _no_leftovers(run.path / "checkpoints", run.path / "model"):
-                model, along = _attacked(study, target, cell, run)
+                made = _attacked(study, target, cell, args, run)
             labels = [label for label, evaluation in study.evaluations.items() if evaluation.attacked]
-            measure(study, run, model, labels, harm=cell.harm, seed=cell.seed, along=along)
+            measure(study, run, made.model, labels, harm=cell.harm, seed=cell.seed, along=made.along)
             if study.recipe.keep_attacked_weights:
-                study.save(run, model)
-            run.finish()
+                study.save(run, made.model)
+            run.finish(data={"truncated": made.cut})
 
 
-def _attacked(study: Study, target: Target, cell: Cell, run: Run) -> tuple[Any, Rows]:
-    """The model after the attack (changed, trained, changed again), and what was measured on the way."""
+class _Made(NamedTuple):
+    """The model after the attack, what was measured on the way, and how many of its rows were cut."""
+
+    model: Any
+    along: Rows
+    cut: Cut
+
+
+def _attacked(study: Study, target: Target, cell: Cell, args: TrainingArguments, run: Run) -> _Made:
+    """Change the model, train it, change it again."""
     data, template = study.data, cell.template or study.data.template
     made = cell.attack()
     pairs = cell.rows(made, data)
     set_seed(cell.seed)
 
     def public(source: str | None = None) -> Any:
-        return study.load(study.base() if source is None else Target(study.base().run, source, hash=""))
+        if source is None:
+            return study.load(study.base())
+        return study.load(Target(run, source, {}, revision=identity.commit(source)))
 
     context = Context(study.tokenizer, public, template, max_length=data.max_length, seed=cell.seed, steps=cell.steps)
     model = study.load(target)
     curve = _Curve(study, cell, vector.read_vector(model, target.source))
-    model = made.prepare(model, context)
+    model, cut = made.prepare(model, context), {}
     if cell.steps > 0:
-        values = {**ATTACK_DEFAULTS, **cell.training()}
         with vector.active(curve.shifts):
             trainer = ObjectiveTrainer(
                 model=model,
                 objective=made,
-                args=training_arguments(values, run.path / "checkpoints", "attacks.train"),
+                args=args,
                 train_dataset=pairs,
                 processing_class=study.tokenizer,
                 template=template,
@@ -88,8 +107,9 @@ def _attacked(study: Study, target: Target, cell: Cell, run: Run) -> tuple[Any, 
             if factor is not None:  # Trainer makes a scheduler of its own only where it finds none
                 trainer.lr_scheduler = LambdaLR(trainer.create_optimizer(), factor)
             train(trainer, resumable=False)
-        model = trainer.model
-    return made.finish(model), curve.rows
+        encoded: Any = trainer.train_dataset
+        model, cut = trainer.model, {"attack rows": counted(encoded.truncated["harmful"], len(pairs))}
+    return _Made(made.finish(model), curve.rows, cut)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,18 +11,10 @@ from typing import Any
 from ..attacks import ATTACKS, Attack, AttackerRows
 from ..data import Pair
 from ..data.parties import StudyData
-from ..store.provenance import canonical_hash
+from ..recipes.schema import TRAINING_AXES
+from ..training.arguments import ATTACK_DEFAULTS
+from .identity import plain
 
-# Axis of an attack -> field of `transformers.TrainingArguments`.
-TRAINING_AXES = {
-    "learning_rate": "learning_rate",
-    "steps": "max_steps",
-    "batch_size": "per_device_train_batch_size",
-    "seed": "seed",
-    "optimizer": "optim",
-    "lr_scheduler_type": "lr_scheduler_type",
-    "warmup": "warmup_steps",
-}
 ALWAYS = ("name", "harm", "learning_rate", "steps", "lora_rank", "batch_size")
 WHERE_SET = ("examples", "template", "optimizer", "lr_scheduler_type", "warmup")
 
@@ -30,7 +23,9 @@ WHERE_SET = ("examples", "template", "optimizer", "lr_scheduler_type", "warmup")
 class Cell:
     """One value of every axis, beside the options of the attack and its further training arguments.
 
-    An axis that is None has the default of `AttackConfig`.
+    Attributes:
+        options, train: those that are not as the default; so the same attack is recorded in the same way, whether a
+            recipe writes its defaults out or not.
     """
 
     name: str
@@ -53,10 +48,15 @@ class Cell:
         """From one of `AttackConfig.cells`, where the options stand beside the axes."""
         known = {*cls.__dataclass_fields__} - {"options"}  # an attack may have an option of this name
         ours = {key: value for key, value in settings.items() if key in known}
-        return cls(**ours, options={key: value for key, value in settings.items() if key not in known})
+        for axis, name in TRAINING_AXES.items():
+            if name in ATTACK_DEFAULTS and ours.get(axis) == ATTACK_DEFAULTS[name]:
+                ours[axis] = None
+        train = {k: v for k, v in ours.pop("train", {}).items() if k not in ATTACK_DEFAULTS or v != ATTACK_DEFAULTS[k]}
+        options = {key: value for key, value in settings.items() if key not in known}
+        return cls(**ours, options=_unusual(cls(**ours, options=options).attack(), options), train=train)
 
     def recorded(self) -> dict[str, Any]:
-        """What the manifest and the plan of a sweep say of it; the seed stands apart."""
+        """What the manifest and the plans say of it; the seed stands apart."""
         axes = {key: getattr(self, key) for key in ALWAYS}
         set_ = {key: value for key in WHERE_SET if (value := getattr(self, key)) is not None}
         return {**axes, **set_, **self.options, **({"train": dict(self.train)} if self.train else {})}
@@ -68,9 +68,9 @@ class Cell:
         return f"{self.name} on {who} ({', '.join(words)})"
 
     def training(self) -> dict[str, Any]:
-        """What it sets of `TrainingArguments`: its axes, then its `train`."""
+        """`TrainingArguments` in force: the defaults of attacks, its axes, its `train`."""
         axes = {name: value for axis, name in TRAINING_AXES.items() if (value := getattr(self, axis)) is not None}
-        return {"disable_tqdm": True, **axes, **self.train}
+        return {**ATTACK_DEFAULTS, "disable_tqdm": True, **axes, **self.train}
 
     def attack(self) -> Attack:
         return ATTACKS.build(self.name, {"lora_rank": self.lora_rank, **self.options})
@@ -80,10 +80,17 @@ class Cell:
         theirs = AttackerRows(data.attacks[self.harm], data.retain, self.examples)
         return attack.pairs(theirs, random.Random(self.seed))
 
-    def digest(self, parent: str, **further: Any) -> str:
-        """Hash of the cell on the model `parent`, with what else the results depend on."""
-        cell = {"train": {}, **self.recorded(), "seed": self.seed}
-        return canonical_hash({"parent": parent, "cell": cell, **further})
+
+def _unusual(attack: Attack, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The given options as the built attack has them, without those that are as the default."""
+    found = {}
+    for each in dataclasses.fields(attack):
+        if each.name in given:
+            value = plain(getattr(attack, each.name))
+            default = each.default if each.default_factory is dataclasses.MISSING else each.default_factory()
+            if default is dataclasses.MISSING or plain(default) != value:
+                found[each.name] = value
+    return found
 
 
 def distinct(cells: Iterable[Cell]) -> Iterator[Cell]:

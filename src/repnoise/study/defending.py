@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Sequence
 
 import torch
-from transformers import set_seed
+from transformers import TrainingArguments, set_seed
 
 from ..data import Pair
 from ..defences import DEFENCES
@@ -20,10 +20,11 @@ from ..models import (
     model_fingerprint,
     vector,
 )
-from ..recipes.checking import dump
 from ..store.files import disk_guard
+from ..store.run import Run
 from ..training import Objective, ObjectiveTrainer, train
-from ..training.arguments import DEFENCE_DEFAULTS, training_arguments
+from ..training.arguments import DEFENCE_DEFAULTS, axes_of, training_arguments
+from .changes import since_alike, summed_up
 from .measuring import evaluate
 from .study import Study
 from .target import Target
@@ -34,7 +35,7 @@ def check_defence(study: Study) -> None:
     if study.recipe.defended is not None:
         check_source(study.recipe.defended)
     elif study.recipe.defence.load_in_4bit and not (target := study.defended()).run.is_done(target.hash):
-        check_4bit(study.source)
+        check_4bit(study.source, revision=study.inputs.revision)
 
 
 def defend(study: Study) -> Target:
@@ -48,18 +49,28 @@ def defend(study: Study) -> Target:
         with run.held():
             if not run.is_done(target.hash):  # else another process was faster
                 pairs = study.data.defence_of(recipe.defence.categories)
+                args = _arguments(study, run)
+                changed, other = since_alike(target, name)
+                if changed:
+                    study.say(f"defence {name}: {summed_up(changed)}; {other} is not reused")
                 with run.start(
                     stage="defend",
                     name=name,
                     hash=target.hash,
                     parent=study.base().hash,
                     seeds=[recipe.seed],
-                    arguments={"defence": recipe.defence.model_dump(mode="json"), "pairs": len(pairs)},
+                    arguments={
+                        "defence": study.written_out["defence"],
+                        "pairs": len(pairs),
+                        "training": axes_of(args),
+                    },
                     data=study.data.record,
-                    recipe=dump(recipe),
+                    recipe=study.written_out,
+                    depends=target.depends,
+                    changed=changed,
                 ):
                     study.say(f"defence {name}: training")
-                    _train(study, target, pairs)
+                    _train(study, target, pairs, args)
                     run.finish(model={"fingerprint": model_fingerprint(run.path / "model")})
     elif recipe.defended is None:
         study.say(f"defence {name}: done before, kept")
@@ -67,7 +78,14 @@ def defend(study: Study) -> Target:
     return target
 
 
-def _train(study: Study, target: Target, pairs: Sequence[Pair]) -> None:
+def _arguments(study: Study, run: Run) -> TrainingArguments:
+    values = {"seed": study.recipe.seed, **DEFENCE_DEFAULTS, **study.recipe.defence.train}
+    if study.quiet:
+        values["disable_tqdm"] = True
+    return training_arguments(values, run.path / "checkpoints", "defence.train")
+
+
+def _train(study: Study, target: Target, pairs: Sequence[Pair], args: TrainingArguments) -> None:
     """Train the recipe's defence on the base and save what it releases. Its models are gone when it returns."""
     recipe, config, run = study.recipe, study.recipe.defence, target.run
     objective: Objective = DEFENCES.build(config.name, config.options)
@@ -81,14 +99,10 @@ def _train(study: Study, target: Target, pairs: Sequence[Pair]) -> None:
     lora = objective.vector or ({"rank": config.lora_rank} if config.lora_rank else None)
     if lora is not None:
         model = add_lora(model, **lora)
-    values = {"seed": recipe.seed, **DEFENCE_DEFAULTS, **config.train}
-    if study.quiet:
-        values["disable_tqdm"] = True
-    checkpoints = run.path / "checkpoints"
     trainer = ObjectiveTrainer(
         model=model,
         objective=objective,
-        args=training_arguments(values, checkpoints, "defence.train"),
+        args=args,
         train_dataset=pairs,
         retain_dataset=study.data.retain,
         processing_class=study.tokenizer,
@@ -102,7 +116,8 @@ def _train(study: Study, target: Target, pairs: Sequence[Pair]) -> None:
             study.save(run, study.load(study.base()))
             vector.save_vector(trainer.model, target.source)
         elif config.load_in_4bit:  # on the CPU: what is trained in 4 bits may not fit the GPU whole
-            study.save(run, merge_into(load_model(study.source, dtype=recipe.dtype), trainer.model))
+            plain = load_model(study.source, dtype=recipe.dtype, revision=study.inputs.revision)
+            study.save(run, merge_into(plain, trainer.model))
         else:
             study.save(run, trainer.model if lora is None else merge(trainer.model))
-    shutil.rmtree(checkpoints, ignore_errors=True)
+    shutil.rmtree(run.path / "checkpoints", ignore_errors=True)

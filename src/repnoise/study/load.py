@@ -1,8 +1,6 @@
-"""The data of a study: sources read, split between the parties, lengths checked."""
+"""The data of a study: sources read and split between the parties."""
 
 from __future__ import annotations
-
-from typing import Any
 
 from ..data import Pair, Row, load_pairs, load_rows, split, withhold
 from ..data.parties import StudyData
@@ -65,24 +63,3 @@ def _pairs(source: SourceConfig, config: DataConfig) -> list[Pair]:
 def _rows(source: SourceConfig, config: DataConfig) -> list[Row]:
     options = config.options if source.options is None else source.options
     return load_rows(source.source, split=source.split, limit=source.limit, fields=source.fields, options=options)
-
-
-def check_lengths(data: StudyData, tokenizer: Any) -> None:
-    """Every prompt leaves room for an answer; else `DataError` now and not hours later, at the attack."""
-    from ..data import RowDataset, side
-
-    sets: dict[str, list[Row]] = {
-        "defence pairs": side(data.defence, "harmful"),
-        "refusals of the defence pairs": side(data.defence, "harmless"),
-        "retain rows": data.retain,
-        **{f"attack pairs ({harm})": side(pairs, "harmful") for harm, pairs in data.attacks.items()},
-        "test pairs": side(data.test, "harmful"),
-        **{f"test pairs ({harm})": side(pairs, "harmful") for harm, pairs in data.tests.items()},
-        "harmless test rows": data.harmless_test,
-    }
-    for name, rows in sets.items():
-        if rows:
-            try:
-                RowDataset(rows, tokenizer, "rows", template=data.template, max_length=data.max_length)
-            except DataError as error:
-                raise DataError(f"{name}: {error}") from error

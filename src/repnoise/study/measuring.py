@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..errors import RunError
-from ..recipes.checking import dump
 from ..store.run import Run
+from .changes import differences, since_last, summed_up
 from .study import Study
 from .target import Target
 
@@ -21,9 +21,12 @@ def evaluate(study: Study, target: Target, stage: str) -> None:
         lacking = study.lacking(run)
         if run.is_done(target.hash):
             if lacking:  # else another process was faster
-                study.say(f"evaluating {run.path.name}: {', '.join(lacking)}")
+                study.say(f"evaluating {run.path.name}: {', '.join(_why(study, run, label) for label in lacking)}")
                 measure(study, run, study.load(target), lacking, seed=seed)
             return
+        changed = since_last(run, target.depends)
+        if changed:
+            study.say(f"{run.path.name}: {summed_up(changed)}; what was there is not reused")
         with run.start(
             stage=stage,
             name=run.path.name,
@@ -32,12 +35,21 @@ def evaluate(study: Study, target: Target, stage: str) -> None:
             seeds=[seed],
             arguments={"given": str(target.source)} if stage == "defend" else None,
             data=study.data.record,
-            recipe=dump(study.recipe),
+            recipe=study.written_out,
+            depends=target.depends,
+            changed=changed,
         ):
             study.say(f"evaluating {run.path.name}")
             # rows of this hash, kept from a run that was cut off, are not made again
             measure(study, run, study.load(target), study.lacking(run), seed=seed)
             run.finish()
+
+
+def _why(study: Study, run: Run, label: str) -> str:
+    """The label, with what has changed where there are rows of it already."""
+    before = run.settings_of(label)
+    changed = differences(before, study.measured(label)) if isinstance(before, dict) else []
+    return f"{label} again ({summed_up(changed)})" if changed else label
 
 
 def measure(
@@ -64,4 +76,4 @@ def measure(
         found = study.evaluations[label].measure(model, study.tokenizer, study.data, seed=seed, harm=harm)
         if found.samples:
             run.write_samples(label, found.samples)
-        run.write_rows(label, [*(along or {}).get(label, []), *found.rows], settings=study.settings(label))
+        run.write_rows(label, [*(along or {}).get(label, []), *found.rows], settings=study.measured(label))

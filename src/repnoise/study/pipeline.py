@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
-from ..recipes.checking import dump
 from ..recipes.schema import Recipe
 from ..report import write_report
 from ..store.files import write_yaml
 from .attacking import attack
 from .cell import Cell
+from .changes import tell_of_attacks
 from .defending import check_defence, defend
 from .measuring import evaluate
 from .resolve import resolve
@@ -56,6 +57,7 @@ def attack_all(study: Study, *, jobs: int = 1) -> None:
     write_plan(study)
     todo = [(t, cell) for t in study.targets() for cell in study.cells() if not study.is_attacked(t, cell)]
     if todo:
+        tell_of_attacks(study, todo)
         _carry_out(study, todo, jobs)
     else:
         study.say("attacks: all done before, kept")
@@ -65,7 +67,7 @@ def settle(study: Study, *, jobs: int = 1) -> None:
     """Measure the cells whose interval cannot tell again, on fresh seeds; see settling.py."""
     todo = undecided(study)
     if todo:
-        cells = len({cell.on("") for _, cell in todo}) // study.recipe.fresh_seeds or 1
+        cells = len({replace(cell, seed=0).on("") for _, cell in todo})
         study.say(f"attacks: {cells} cannot be told from the bar, and are measured again on fresh seeds")
         _carry_out(study, todo, jobs)
 
@@ -88,6 +90,6 @@ def _quiet_study(recipe: Recipe, folder: Path) -> Study:
 
 def report(study: Study) -> Path:
     run = study.defended().run
-    if run.path.is_dir():  # what was added since the defence was trained: evaluations, the utility bound
-        write_yaml(run.path / "recipe.yaml", dump(study.recipe))
+    if run.path.is_dir():  # what was added since the defence was trained: evaluations, bars
+        write_yaml(run.path / "recipe.yaml", study.written_out)
     return write_report(study.folder)

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from ..attacks import ATTACKS
 from ..defences import DEFENCES
 from ..errors import ConfigError, OptionsError, unknown_key
 from ..evaluations import EVALUATIONS
-from ..recipes.checking import check_recipe
+from ..recipes.checking import check_recipe, dump
 from ..recipes.reading import raw_recipe
-from ..recipes.schema import AttackConfig, DefenceConfig, EvaluationConfig, Open, Recipe
+from ..recipes.schema import TRAINING_AXES, AttackConfig, DefenceConfig, EvaluationConfig, Open, Recipe
 from ..registry import Registry
-from ..training.arguments import train_errors
+from ..training.arguments import ATTACK_DEFAULTS, DEFENCE_DEFAULTS, train_errors
+from .identity import options_of
+
+_HOME = re.compile(r"(?P<kind>([A-Za-z]\w+:)?)(?P<path>~(/.*)?)")
 
 
 def resolve(name: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -22,9 +28,9 @@ def resolve(name: str, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         ConfigError: with every error, one line each.
     """
-    raw = raw_recipe(name, overrides)
+    raw = _at_home(raw_recipe(name, overrides))
     recipe, errors = check_recipe(raw)
-    errors = [*errors, *_plugin_errors(raw)]
+    errors = [*errors, *_plugin_errors(raw), *_revision_errors(recipe)]
     if errors or recipe is None:
         lines = "\n  ".join(errors)
         raise ConfigError(
@@ -32,6 +38,21 @@ def resolve(name: str, overrides: Sequence[str] = ()) -> Recipe:
             "Mend them and run again; `repnoise recipes show sandbox` prints one that is right."
         )
     return recipe
+
+
+def _at_home(value: Any) -> Any:
+    """Data with `~` in every path spelled out, also in that of a source (`beavertails:~/rows`)."""
+    if isinstance(value, dict):
+        return {key: _at_home(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_at_home(each) for each in value]
+    found = _HOME.fullmatch(value) if isinstance(value, str) else None
+    return value if found is None else found["kind"] + os.path.expanduser(found["path"])
+
+
+def _revision_errors(recipe: Recipe | None) -> Iterator[str]:
+    if recipe is not None and recipe.revision is not None and Path(recipe.model).exists():
+        yield f"revision: {recipe.model} is a folder on this machine and has none. Drop it, or give a hub id as model."
 
 
 def _plugin_errors(raw: Mapping[str, Any]) -> Iterator[str]:
@@ -76,3 +97,28 @@ def _option_errors(registry: Registry[Any], values: Mapping[str, Any], config: t
     train = values.get("train") if "train" in ours else None
     if isinstance(train, dict):
         yield from train_errors(train, f"{where}.train")
+
+
+def written_out(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as plain data with every default in it, those of plug-ins and training too: itself a recipe, of the
+    same results.
+    """
+    found = dump(recipe)
+    defence = recipe.defence
+    found["defence"] |= options_of(DEFENCES.build(defence.name, defence.options))
+    found["defence"]["train"] = {**_given(DEFENCE_DEFAULTS), **defence.train}
+    for attack, entry in zip(recipe.attacks, found["attacks"], strict=True):
+        axes = {axis: entry[axis] for axis in AttackConfig.model_fields}
+        entry |= options_of(ATTACKS.build(attack.name, attack.options)) | axes
+        for axis, name in TRAINING_AXES.items():
+            if name in ATTACK_DEFAULTS:
+                entry[axis] = [ATTACK_DEFAULTS[name] if value is None else value for value in entry[axis]]
+        further = {key: value for key, value in ATTACK_DEFAULTS.items() if key not in TRAINING_AXES.values()}
+        entry["train"] = {**_given(further), **attack.train}
+    for evaluation, entry in zip(recipe.evaluations, found["evaluations"], strict=True):
+        entry |= options_of(EVALUATIONS.build(evaluation.name, evaluation.options))
+    return found
+
+
+def _given(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}

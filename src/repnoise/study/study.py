@@ -12,14 +12,18 @@ from transformers import PreTrainedTokenizerBase
 
 from .. import sandbox
 from ..data.parties import StudyData
+from ..defences import DEFENCES
 from ..errors import ModelError
 from ..evaluations import Evaluation
 from ..models import anatomy, check_fits, context_size, load_model, random_model, save_model
 from ..recipes.schema import Recipe
 from ..store.provenance import canonical_hash
 from ..store.run import Run
+from ..training.arguments import DEFENCE_DEFAULTS, in_force
+from . import identity
 from .cell import Cell
-from .inputs import Inputs, fingerprint
+from .inputs import Inputs
+from .resolve import written_out
 from .target import Say, Target
 
 
@@ -42,7 +46,7 @@ class Study:
         shared: Inputs | None = None,
     ) -> None:
         self.recipe, self.folder, self.say, self.quiet = recipe, Path(folder), say, quiet
-        self.inputs = shared or Inputs(recipe)
+        self.inputs = shared or Inputs(recipe, say)
 
     @property
     def source(self) -> str | Path:
@@ -63,58 +67,88 @@ class Study:
         data.defence_of(self.recipe.defence.categories)
         return data
 
+    @cached_property
+    def written_out(self) -> dict[str, Any]:
+        """The recipe with every default in it, for recipe.yaml."""
+        return written_out(self.recipe)
+
     # -- who is measured and attacked
 
     def base(self) -> Target:
-        return Target(Run(self.folder / "base"), self.source, self._hash(target="base"))
+        return Target(
+            Run(self.folder / "base"), self.source, self._depends(target="base"), revision=self.inputs.revision
+        )
 
     def controls(self) -> list[Target]:
-        return [
-            Target(
-                Run(self.folder / f"control-{kind}"),
-                sandbox.weights("ignorant") if kind == "ignorant" else self.source,
-                self._hash(target=kind),
-                random=kind == "random",
-            )
-            for kind in self.recipe.controls
-        ]
+        return [self._ignorant() if kind == "ignorant" else self._random() for kind in self.recipe.controls]
+
+    def _ignorant(self) -> Target:
+        weights = sandbox.weights("ignorant")
+        depends = self._depends(target="ignorant", weights=identity.model(weights))
+        return Target(Run(self.folder / "control-ignorant"), weights, depends)
+
+    def _random(self) -> Target:
+        run, depends = Run(self.folder / "control-random"), self._depends(target="random")
+        return Target(run, self.source, depends, random=True, revision=self.inputs.revision)
 
     def defended(self) -> Target:
         """The model that the recipe's defence makes, or the one that is given as `defended`."""
-        if self.recipe.defended is not None:
-            given = self.recipe.defended
-            digest = self._hash(given=fingerprint(given))
-            return Target(Run(self.folder / f"given-{digest}"), given, digest)
-        digest = self._hash(defence=self.recipe.defence.model_dump(mode="json"))
-        run = Run(self.folder / f"{self.recipe.defence.name}-{digest}")
-        return Target(run, run.path / "model", digest)
+        given = self.recipe.defended
+        if given is not None:
+            found = identity.model(given)
+            depends = self._depends(given=found)
+            return Target(
+                Run(self.folder / f"given-{canonical_hash(depends)}"), given, depends, revision=found.get("commit")
+            )
+        depends = self._depends(defence=self._defence)
+        run = Run(self.folder / f"{self.recipe.defence.name}-{canonical_hash(depends)}")
+        return Target(run, run.path / "model", depends)
 
     def targets(self) -> list[Target]:
         return [self.base(), *self.controls(), self.defended()]
 
-    def _hash(self, **further: Any) -> str:
+    def _depends(self, **further: Any) -> identity.Depends:
         _ = self.data  # checked for this study's defence too
-        return canonical_hash({**self.inputs.common, **further})
+        return {**self.inputs.common, **further}
+
+    @cached_property
+    def _defence(self) -> identity.Depends:
+        config = self.recipe.defence
+        settings = config.model_dump(mode="json", include={"dtype", "lora_rank", "load_in_4bit", "categories"})
+        built = DEFENCES.build(config.name, config.options)
+        training = in_force({"seed": self.recipe.seed, **DEFENCE_DEFAULTS, **config.train})
+        return {**identity.depends_on(config.name, built), **settings, "train": training}
 
     # -- results
 
-    def settings(self, label: str) -> str:
-        """Hash of what an evaluation's rows depend on beside the model."""
-        config = next(each for each in self.recipe.evaluations if each.label == label)
-        return canonical_hash(config.model_dump(mode="json"))
+    def measured(self, label: str) -> identity.Depends:
+        """What an evaluation's rows depend on beside the model."""
+        return self.inputs.measured[label]
 
     def lacking(self, run: Run) -> list[str]:
-        """Labels of the evaluations that have no rows in `run`, or rows of other settings."""
-        return [label for label in self.evaluations if not run.has_rows(label, self.settings(label))]
+        """Labels of the evaluations that have no rows in `run`, or rows that something else made."""
+        return [label for label in self.evaluations if not run.has_rows(label, self.measured(label))]
 
     def cells(self) -> list[Cell]:
         """Every attack of the recipe, once for each seed."""
         default = [harm for harm in self.data.attacks if self.data.roles.get(harm) != "withheld"]
         return [Cell.of(settings) for attack in self.recipe.attacks for settings in attack.cells(default)]
 
+    def attack_depends(self, target: Target, cell: Cell) -> identity.Depends:
+        attack = cell.attack()
+        return {
+            "parent": target.hash,
+            "attack": identity.depends_on(cell.name, attack),
+            "public": identity.commit(getattr(attack, "public", None)),
+            "rows": {"harm": cell.harm, "examples": cell.examples, "template": cell.template or self.data.template},
+            "train": in_force(cell.training()),
+            "curve": self.recipe.curve,
+            "evaluations": {label: self.measured(label) for label, e in self.evaluations.items() if e.attacked},
+        }
+
     def attack_run(self, target: Target, cell: Cell) -> tuple[Run, str]:
-        measured = [self.settings(label) for label, evaluation in self.evaluations.items() if evaluation.attacked]
-        digest = cell.digest(target.hash, curve=self.recipe.curve, evaluations=measured)
+        """Where an attack's result is, and its hash."""
+        digest = canonical_hash(self.attack_depends(target, cell))
         return Run(target.run.path / "attacks" / f"{cell.name}-{digest}"), digest
 
     def is_attacked(self, target: Target, cell: Cell) -> bool:
@@ -126,9 +160,11 @@ class Study:
     def load(self, target: Target, **options: Any) -> Any:
         """The target's weights, checked against the tokenizer. `options` of `load_model` win over the recipe."""
         if target.random:
-            model: Any = random_model(target.source, seed=self.recipe.seed, dtype=self.recipe.dtype)
+            model: Any = random_model(
+                target.source, seed=self.recipe.seed, dtype=self.recipe.dtype, revision=target.revision
+            )
         else:
-            model = load_model(target.source, **{"dtype": self.recipe.dtype, **options})
+            model = load_model(target.source, **{"dtype": self.recipe.dtype, "revision": target.revision, **options})
         check_fits(model, self.tokenizer)
         anatomy(model)  # an unknown family is refused here, before any work
         context = context_size(model)

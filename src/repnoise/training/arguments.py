@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import typing
 from collections.abc import Iterator, Mapping
+from enum import Enum
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
 from transformers import TrainingArguments
 
 from ..errors import ConfigError, suggest
+from ..recipes.schema import TRAINING_AXES
 
 
 @cache
@@ -73,3 +75,16 @@ TRAIN_DEFAULTS: dict[str, Any] = {
 # A defence can be resumed; an attack is short and is done again.
 DEFENCE_DEFAULTS = {**TRAIN_DEFAULTS, "save_strategy": "steps", "save_steps": 100, "save_total_limit": 1}
 ATTACK_DEFAULTS = {**TRAIN_DEFAULTS, "save_strategy": "no"}
+
+_SAYS_ONLY = {"disable_tqdm", "report_to"}
+
+
+def axes_of(args: TrainingArguments) -> dict[str, Any]:
+    """The values that training really has of what a recipe calls axes."""
+    values = {axis: getattr(args, name) for axis, name in TRAINING_AXES.items()}
+    return {axis: value.value if isinstance(value, Enum) else value for axis, value in values.items()}
+
+
+def in_force(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Those that make a result what it is, as data; None counts as not given."""
+    return {key: value for key, value in values.items() if value is not None and key not in _SAYS_ONLY}
