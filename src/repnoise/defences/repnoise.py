@@ -6,7 +6,7 @@ Source: Rosati et al., "Representation Noising", NeurIPS 2024, arXiv 2405.14577,
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import Field, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 import torch
@@ -50,7 +50,7 @@ class RepNoise(Objective):
     beta: Weight = 1e-3
     """Weight of the noise term."""
     variant: Literal["corrected", "official"] = "corrected"
-    """"official" is the released code's arithmetic, quirk for quirk; it takes `OFFICIAL` only."""
+    """"official" is the released code's arithmetic, quirk for quirk; of the options alpha, beta, frozen."""
     noise: Literal["sequence", "token"] = "sequence"
     """What one sample of the MMD is: a whole flattened sequence (paper), or one answer token."""
     estimator: Estimator = "biased"
@@ -78,7 +78,8 @@ class RepNoise(Objective):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        unused = [each.name for each in fields(self) if each.name not in OFFICIAL and self._is_set(each)]
+        others = [each for each in fields(self) if each.name not in OFFICIAL]
+        unused = [each.name for each in others if getattr(self, each.name) != each.default]
         if self.variant == "official" and unused:
             raise ConfigError(
                 f'variant="official" reproduces the released loss and takes {", ".join(OFFICIAL[1:])} only;'
@@ -87,9 +88,6 @@ class RepNoise(Objective):
         if not self.lens and self.lens_layers is not None:
             raise ConfigError("lens: false reads the last layer only; drop lens_layers.")
         self._original: nn.Module | None = None
-
-    def _is_set(self, option: Field[Any]) -> bool:
-        return getattr(self, option.name) != option.default
 
     @property
     def streams(self) -> tuple[str, ...]:
