@@ -63,6 +63,7 @@ class Cells:
         """Each attack in words, by its key."""
         every = {a.key: a.settings for m in self.study.models for a in m.attacks}
         every |= {f.settings.key: f.settings for m in self.study.models for f in m.failed}
+        every |= {settings.key: settings for settings, _ in self.study.planned}
         vary = varying(list(every.values()))
         return {key: settings.label(vary) for key, settings in every.items()}
 

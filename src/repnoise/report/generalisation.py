@@ -15,6 +15,8 @@ def generalisation(cells: Cells, missing: dict[str, str]) -> Generalisation:
     for harm in [harm for harm, role in cells.roles.items() if role == "withheld"]:
         for category, found in cells.by_category(harm).items():
             name = category or harm  # rows over the whole withheld set name no category
+            if name in withheld:  # another harm has a category of this name
+                name = f"{harm}: {name}"
             withheld[name] = _deciding(name, found)
     other = [harm for harm, role in cells.roles.items() if role == "domain"]
     domains = {harm: _deciding(harm, own) for harm in other if (own := [c for c in cells.main if c.harm == harm])}

@@ -55,7 +55,7 @@ class Settings:
 
     @classmethod
     def of(cls, recorded: Mapping[str, Any]) -> Settings:
-        known = {each.name for each in fields(cls)}
+        known = {each.name for each in fields(cls)} - {"recorded"}
         plain = {key: value for key, value in recorded.items() if key != "seed"}
         return cls(plain, **{key: value for key, value in plain.items() if key in known})
 
@@ -161,7 +161,8 @@ class Manifest:
     def of(cls, found: Mapping[str, Any]) -> Manifest:
         arguments = found.get("arguments") or {}
         attack, seed = arguments.get("attack"), arguments.get("seed")
-        named = isinstance(attack, dict) and isinstance(attack.get("harm"), str) and isinstance(seed, int)
+        texts = isinstance(attack, dict) and all(isinstance(attack.get(key), str) for key in ("name", "harm"))
+        named = texts and isinstance(seed, int)
         defence = arguments.get("defence")
         kept = ("status", "name", "hash", "parent", "error", "python", "platform", "git")
         plain: dict[str, Any] = {key: found.get(key) for key in kept}

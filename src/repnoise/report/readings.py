@@ -65,10 +65,10 @@ def pick(
     final = [row for row in final if row.evaluation == first]
     name = _judge(final[0])
     final = [row for row in final if _judge(row) == name]
-    items = _items(final)
+    strides = {row.every or 1 for row in final}
+    items = _items(final) if len(strides) == 1 else None  # else they are not the same test items
     values = np.asarray([row.value for row in final], dtype=float)
     exact = items is not None and bool(np.allclose(items.mean(1), values, rtol=1e-4, atol=1e-4))
-    strides = {row.every or 1 for row in final}
     every = strides.pop() if len(strides) == 1 else 1
     if len(final) == 1:
         row = final[0]
@@ -89,7 +89,11 @@ def judges(rows: Iterable[Row], metric: str, *, steps: int | None = None) -> lis
 
 def categories(rows: Iterable[Row], metric: str, *, steps: int | None = None) -> list[str | None]:
     """The categories in which the final `metric` was measured; None stands for all of them together."""
-    found = {row.category for row in rows if row.metric == metric and row.layer is None and row.step in (None, steps)}
+    found = {
+        row.category
+        for row in rows
+        if row.metric == metric and row.split in (None, "test") and row.layer is None and row.step in (None, steps)
+    }
     return sorted(found, key=str)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Iterable
 from pathlib import Path
 
 import yaml
@@ -26,6 +27,8 @@ from repnoise.report.resistance import resistance
 from repnoise.report.use import utility_of
 from repnoise.report.verdict.verdict import verdict
 from repnoise.store.run import SCHEMA
+
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # with these a spreadsheet begins a formula
 
 
 def build_summary(study_dir: str | Path) -> Summary:
@@ -111,8 +114,18 @@ def table_csv(summary: Summary) -> str:
     numbers = ("undefended", "defended", "floor", "floor_control", "head_start", "void", "degenerate", "judge", "n")
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["defence", "harm", "seed", *(f"attack.{key}" for key in settings), *numbers])
+    writer.writerow(inert(["defence", "harm", "seed", *(f"attack.{key}" for key in settings), *numbers]))
     for name, cell in cells:
         values = [*(cell.attack.get(key) for key in settings), *(getattr(cell, key) for key in numbers)]
-        writer.writerow([name, cell.harm, cell.seed, *values])
+        writer.writerow(inert([name, cell.harm, cell.seed, *values]))
     return file.getvalue()
+
+
+def inert(values: Iterable[object]) -> list[object]:
+    """Cells of which no spreadsheet takes a text for a formula: those texts get an apostrophe. Numbers stay."""
+
+    def plain(value: object) -> object:
+        text = value if value is None or isinstance(value, int | float) else str(value)
+        return f"'{text}" if isinstance(text, str) and text.startswith(FORMULA) else text
+
+    return [plain(value) for value in values]

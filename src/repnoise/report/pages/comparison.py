@@ -10,7 +10,7 @@ from pathlib import Path
 from repnoise.report.comparison import Table, compare, read_plan, relabelled
 from repnoise.report.pages.html import environment, write_page
 from repnoise.report.reading import load
-from repnoise.report.summary import build_summary, table_csv
+from repnoise.report.summary import build_summary, inert, table_csv
 from repnoise.store.files import write_json, write_text
 
 
@@ -42,7 +42,7 @@ def as_csv(table: Table) -> str:
     heads = [f"{table.kind} {column}{end}" for column in table.columns for end in ("", " lo", " hi")]
     both = [f"{key}_{when}" for key in kept for when in ("before", "after")]
     worst = ["worst_head_start", "worst_lo", "worst_hi", "worst_cell", "usable_worst_head_start", "resistance"]
-    writer.writerow(["defence", "name", *worst, *both, *costs, "over_budget", "cells_lacking", *heads])
+    writer.writerow(inert(["defence", "name", *worst, *both, *costs, "over_budget", "cells_lacking", *heads]))
     for row in table.rows:
         interval = row.worst_interval
         line = [
@@ -58,5 +58,5 @@ def as_csv(table: Table) -> str:
         for column in row.cells.values():
             value = column.value if column else None
             line += [value.mean, value.lo, value.hi] if value else [None] * 3
-        writer.writerow(line)
+        writer.writerow(inert(line))
     return file.getvalue()

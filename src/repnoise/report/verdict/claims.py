@@ -247,9 +247,10 @@ def loss_resistance(evidence: Evidence, bars: Bars) -> Claim:
     broken = [one for one in found if one[1].hi is not None and one[1].hi < bars.harmful_loss]
     if broken:
         _, gap, where, what = min(broken, key=lambda one: one[0])
-        own = next(row.harmful_loss for row in attacked if row.label == where)
+        row = next(row for row in attacked if row.label == where)
+        own = row.harmful_loss
         text = f"{where}: harmful loss {own}, {what} (difference {gap.mean:+.0%} [{gap.lo:+.0%}, {gap.hi:+.0%}])"
-        return Claim("resistance", "broken", text, attacked[0].harm, where, own)
+        return Claim("resistance", "broken", text, row.harm, where, own)
     text = "harm was measured as a loss only, which has no floor to compare with; see the losses"
     if worst is not None:
         text += f" (nearest: {worst[2]}, {worst[3]}, difference {worst[0]:+.0%})"

@@ -52,6 +52,9 @@ def verdict(evidence: Evidence, attacks: Sequence[Attacked], bars: Bars) -> Verd
     """
     untried = axes_not_tried(attacks, evidence.data, bars)
     harms = dict.fromkeys(c.harm for c in evidence.resistance.head_start_by_cell if c.role == "main")
+    if harms:  # a main harm without a cell is open beside those that have one
+        others = [*(a.harm for a in attacks), *(gap.harm for gap in evidence.resistance.lacking)]
+        harms |= dict.fromkeys(harm for harm in others if evidence.harms.get(harm) == "main")
     found = [claims.resistance(harm, evidence, untried, bars) for harm in harms]
     if not found:
         found.append(claims.loss_resistance(evidence, bars))
