@@ -74,14 +74,6 @@ def test_all_void_is_no_head_start():
     assert head_start([], DEFAULT) == (None, None)
 
 
-def test_without_items_student_over_seeds():
-    found, method = head_start([trio(0.1, seed=0), trio(0.26, seed=1), trio(0.42, seed=2)], DEFAULT)
-    assert found is not None
-    assert found.mean == pytest.approx(0.2)  # 0, 0.2 and 0.4
-    assert found.hi == pytest.approx(0.2 + 4.30265 * 0.2 / 3**0.5, abs=1e-4)
-    assert method == "Student's t over 3 seeds"
-
-
 def test_with_items_the_interval_is_paired():
     ones = [1.0] * 9 + [0.0]
     three = [reading(value, [1.0] * k + [0.0] * (10 - k)) for value, k in ((0.5, 5), (0.9, 9), (0.1, 1))]

@@ -75,8 +75,10 @@ def package_versions() -> dict[str, str | None]:
     return versions
 
 
+@functools.cache
 def git_state(source: Path | None = None) -> dict[str, Any] | None:
-    """Commit and dirty flag of the checkout that tracks this file; None for an installed package."""
+    """Commit and dirty flag of the checkout that tracks this file; None for an installed package. Asked once a process:
+    what runs is the code as it was when it was loaded."""
     source = source or Path(__file__).resolve()
 
     def git(*arguments: str) -> str:
