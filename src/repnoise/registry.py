@@ -1,5 +1,7 @@
 """Named plug-ins: one file per defence, attack, evaluation or judge, found without a list kept by hand.
 
+Options of a plug-in are fields of a dataclass, checked against their annotations (`Checked`).
+
 A registry looks in two places, both only when it is first asked: the modules of one package of ours, and the
 entry points of installed third-party packages (group `repnoise.defences`, and so on).
 """
@@ -7,14 +9,14 @@ entry points of installed third-party packages (group `repnoise.defences`, and s
 from __future__ import annotations
 
 import dataclasses
-import difflib
+import functools
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, get_type_hints
 
-from .errors import ConfigError
+from .errors import ConfigError, OptionsError, explain, suggest, unknown_key
 
 T = TypeVar("T")
 C = TypeVar("C", bound=type)
@@ -73,8 +75,7 @@ class Registry(Generic[T]):
         self._load()
         if name in self._classes:
             return self._classes[name]
-        near = difflib.get_close_matches(name, self._classes, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+        hint = suggest(name, self._classes)
         raise ConfigError(f"unknown {self.kind} {name!r}.{hint} Available: {', '.join(self.names())}.")
 
     def fields(self, name: str) -> list[str]:
@@ -83,24 +84,58 @@ class Registry(Generic[T]):
         return [field.name for field in dataclasses.fields(cls) if field.init] if dataclasses.is_dataclass(cls) else []
 
     def build(self, name: str, options: Mapping[str, Any]) -> T:
-        """The plug-in `name` with these options, each checked against the type of its field.
+        """The plug-in `name` with these options, each checked against the annotation of its field.
 
         Raises:
-            ConfigError: an unknown plug-in or option.
-            pydantic.ValidationError: values of the wrong type.
+            ConfigError: an unknown plug-in or option, options that contradict each other; `OptionsError` for values of
+                the wrong type or beyond their range.
         """
-        from pydantic import TypeAdapter  # here, since --help needs registries and not pydantic
-
         cls, known = self.get(name), self.fields(name)
         for key in options:
-            if key not in known:  # pydantic would drop it without a word
+            if key not in known:
                 raise ConfigError(f"{self.kind} {name!r}, {key}: {unknown_key(key, known)}")
-        if not dataclasses.is_dataclass(cls):
-            return cls()
-        return TypeAdapter(cls).validate_python(dict(options))
+        return cls(**checked(cls, options)) if dataclasses.is_dataclass(cls) else cls()
 
 
-def unknown_key(key: str, allowed: Sequence[str]) -> str:
-    """What to say of a key that does not exist."""
-    near = difflib.get_close_matches(key, allowed, n=1)
-    return f"unknown key.{f' Did you mean {near[0]!r}?' if near else ''} Allowed: {', '.join(allowed)}"
+class Checked:
+    """Base of dataclasses whose fields are options: built in Python or from a recipe, they are checked alike.
+
+    A range is declared where the field is (`alpha: Positive = 1.0`); `__post_init__` of a subclass says what no single
+    field can say, after `super().__post_init__()`.
+    """
+
+    def __post_init__(self) -> None:
+        for name, value in checked(type(self), vars(self)).items():
+            object.__setattr__(self, name, value)  # frozen ones, too
+
+
+def checked(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of `values` that are fields of the dataclass `cls`, as their annotations have them (1e-3 for "1e-3").
+
+    Raises:
+        OptionsError: with a line for each wrong value and for each field without a default that has none.
+    """
+    from pydantic import ValidationError  # here, since --help needs registries and not pydantic
+
+    fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
+    lines, right = [], {}
+    for name, adapter in _adapters(cls).items():
+        if name in values:
+            try:
+                right[name] = adapter.validate_python(values[name])
+            except ValidationError as error:
+                lines += explain(error, name)
+        elif fields[name].default is fields[name].default_factory:  # both MISSING
+            lines.append(f"{name}: is required and not there")
+    if lines:
+        raise OptionsError(f"{cls.__name__}: {'; '.join(lines)}", lines)
+    return right
+
+
+@functools.cache
+def _adapters(cls: type) -> dict[str, Any]:
+    """Field -> what validates it."""
+    from pydantic import TypeAdapter
+
+    hints = get_type_hints(cls, include_extras=True)
+    return {field.name: TypeAdapter(hints[field.name]) for field in dataclasses.fields(cls) if field.init}

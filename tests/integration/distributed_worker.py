@@ -75,7 +75,7 @@ def main(options: dict[str, Any]) -> None:
         args=args,
         train_dataset=PAIRS,
         processing_class=tokenizer,
-        retain_dataset=ROWS if "retain" in objective.needs else None,
+        retain_dataset=ROWS if "retain" in objective.streams else None,
         template="plain",
         max_length=64,
         log_file=out / "train.jsonl",

@@ -15,7 +15,7 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 from repnoise.recipes.checking import check_recipe
-from repnoise.recipes.reading import recipe_names
+from repnoise.recipes.reading import RECIPES, recipe_names
 
 HEAVY = ("torch", "transformers", "datasets", "numpy", "scipy", "matplotlib")
 VERBS = (
@@ -98,3 +98,17 @@ def test_convert_writes_a_folder_that_transformers_reads(
     twice = cli("convert", folder, tmp_path / "plain")
     assert twice.code == 2
     assert "exists already" in twice.err
+
+
+def test_a_name_outside_of_the_terminals_encoding_does_not_turn_success_into_failure(tmp_path: Path) -> None:
+    """Windows with redirected output, or a C locale: the recipe's `about` has letters that cp1252 lacks."""
+    recipe = tmp_path / "模型.yaml"
+    text = (RECIPES / "sandbox.yaml").read_text(encoding="utf-8").replace("about: ", "about: 模型, ")
+    recipe.write_text(text, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-m", "repnoise", "recipes", "show", str(recipe)],
+        capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": "cp1252"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"\\u6a21" in done.stdout

@@ -208,7 +208,7 @@ def test_bad_files(name: str, tmp_path: Path, make_model: Callable[..., Any], ma
     with pytest.raises(DataError, match="not found"):
         measured(name, model, tokenizer, source=str(tmp_path / "none.json"))
     for option in ("limit", "batch_size"):
-        with pytest.raises(ConfigError, match=f"{option} is 0; allowed"):
+        with pytest.raises(ConfigError, match=rf"{option}: .* greater than or equal to 1 \(got 0\)"):
             EVALUATIONS.build(name, {"source": "x.json", option: 0})
 
 

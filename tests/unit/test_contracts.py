@@ -98,7 +98,7 @@ def test_it_trains(
     """Two steps of two micro-batches: finite terms, weights moved, nothing left on model or disk."""
     objective: Objective = registry.build(name, {})
     assert objective.needs
-    assert set(objective.needs) <= set(STREAMS)
+    assert set(objective.needs) <= set(objective.streams) <= set(STREAMS)
     model = make_model("llama")
     before, counted = copy.deepcopy(model.state_dict()), hooks(model)
     values = {
@@ -116,7 +116,7 @@ def test_it_trains(
         objective=objective,
         args=training_arguments(values, tmp_path / "checkpoints", name),
         train_dataset=PAIRS,
-        retain_dataset=ROWS if "retain" in objective.needs else None,
+        retain_dataset=ROWS if "retain" in objective.streams else None,
         processing_class=make_tokenizer(),
         max_length=64,
         log_file=tmp_path / "train.jsonl",
@@ -141,6 +141,13 @@ def test_options_are_checked(registry: Registry[Any], name: str) -> None:
 
     with pytest.raises(ConfigError, match="no_such_option: unknown key"):
         registry.build(name, {"no_such_option": 1})
+    cls, built = registry.get(name), registry.build(name, {})
+    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+        if isinstance(getattr(built, field.name), float):
+            with pytest.raises(ConfigError, match=rf"{field.name}: .* \(got 'much'\)"):
+                cls(**{field.name: "much"})
+            with pytest.raises(ConfigError, match=rf"{field.name}: .* \(got nan\)"):
+                registry.build(name, {field.name: math.nan})
 
 
 @pytest.mark.parametrize("name", EVALUATIONS.names())

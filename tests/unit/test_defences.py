@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from repnoise.defences import DEFENCES
+from repnoise.defences.base import DefenceWithRetain
+from repnoise.defences.repnoise import RepNoise
 from repnoise.errors import ConfigError
 from repnoise.training import Window
 
@@ -98,9 +101,9 @@ def test_adversarial_loss(model: PreTrainedModel, batch: dict[str, Any]) -> None
 
 
 def test_safety_training_with_retain_rows(model: PreTrainedModel, batch: dict[str, Any]) -> None:
-    assert build("safety-training").needs == ("harmless",)
+    assert build("safety-training").streams == ("harmless",)
     defence = build("safety-training", retain_weight=2.0)
-    assert defence.needs == ("harmless", "retain")
+    assert defence.streams == ("harmless", "retain")
     wanted = plain_ce(model, batch["harmless"]) + 2 * plain_ce(model, batch["retain"])
     torch.testing.assert_close(total(defence.terms(model, batch)), wanted)
 
@@ -272,5 +275,51 @@ def test_frozen_ranges_are_indices_and_not_substrings(make_model: Callable[..., 
 def test_ablations_that_contradict_are_refused() -> None:
     with pytest.raises(ConfigError, match="drop lens_layers"):
         build("repnoise", lens=False, lens_layers=2)
-    with pytest.raises(ConfigError, match="variant: corrected"):
+    with pytest.raises(ConfigError, match=r"takes alpha, beta, frozen_layers, frozen_parts only; drop mask, or"):
         build("repnoise", variant="official", mask=False)
+
+
+@pytest.mark.parametrize(
+    "unused",
+    [
+        {"noise": "token"},
+        {"estimator": "unbiased"},
+        {"max_noise_tokens": 9},
+        {"lens_layers": 2},
+        {"offset": 0.5},
+        {"retain": "ce"},
+        {"retain_weight": 2.0},
+        {"lens": False},
+        {"mask": False},
+    ],
+)
+def test_official_takes_no_option_that_it_would_not_use(unused: dict[str, Any]) -> None:
+    (name,) = unused
+    assert getattr(RepNoise(**unused), name) is not None
+    with pytest.raises(ConfigError, match=f"drop {name}, or use variant: corrected"):
+        RepNoise(variant="official", **unused)
+    assert RepNoise(variant="official", alpha=2.0, frozen_parts=["head"]).same_length
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"alpha": -1}, {"lens_layers": 0}, {"offset": -5}, {"retain_weight": -1}, {"max_noise_tokens": 0}],
+)
+def test_numbers_beyond_their_range_are_refused_in_python_too(wrong: dict[str, Any]) -> None:
+    ((name, value),) = wrong.items()
+    with pytest.raises(ConfigError, match=rf"RepNoise: {name}: .* \(got {value}\)"):
+        RepNoise(**wrong)
+
+
+def test_a_subclass_cannot_lose_the_retain_stream() -> None:
+    """Whatever its own __post_init__ does and forgets."""
+
+    @dataclass(kw_only=True)
+    class Forgetful(DefenceWithRetain):
+        needs = ("harmful",)
+
+        def __post_init__(self) -> None:
+            pass
+
+    assert Forgetful(retain_weight=1.0).streams == ("harmful", "retain")
+    assert Forgetful().streams == ("harmful",)

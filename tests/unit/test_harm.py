@@ -203,9 +203,9 @@ def test_sampling_follows_the_seed_and_leaves_the_random_numbers_alone(aligned: 
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"max_new_tokens": 0}, "allowed: 1 or more"),
+        ({"max_new_tokens": 0}, r"max_new_tokens: .* greater than or equal to 1 \(got 0\)"),
         ({"temperature": 0.5}, "do nothing without do_sample"),
-        ({"do_sample": True, "top_p": 0.0}, "above 0 up to 1"),
+        ({"do_sample": True, "top_p": 0.0}, r"top_p: .* greater than 0 \(got 0.0\)"),
     ],
 )
 def test_decoding_settings_are_checked(wrong: dict[str, Any], message: str) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import stat
 
 import pytest
 import torch
@@ -99,7 +101,7 @@ def test_a_full_disk_leaves_nothing_half_written(error, existing, make_model, tm
     monkeypatch.setattr(model, "save_pretrained", full)
     with pytest.raises(RunError, match="disk is full") as caught:
         save_model(model, None, folder, overwrite=True)
-    assert "Next step" in str(caught.value)
+    assert "Free some space" in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == (["model"] if existing else [])
     if existing:
         assert torch.equal(logits(load_model(folder)), before)
@@ -157,3 +159,20 @@ def test_fingerprints_follow_weights_and_config(make_model, make_tokenizer, tmp_
     assert model_fingerprint(one / "model.safetensors") == model_fingerprint(two / "model.safetensors")
     with pytest.raises(ModelError, match="No weights"):
         model_fingerprint(tmp_path)
+
+
+def test_files_follow_the_umask(make_model, make_tokenizer, tmp_path):
+    """safetensors writes 0600 and a temporary folder is 0700: nobody else could serve the model."""
+    old = os.umask(0o027)
+    try:
+        folder = save_model(make_model("llama"), make_tokenizer(), tmp_path / "model")
+    finally:
+        os.umask(old)
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o750
+    assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {0o640}
+
+
+def test_a_place_that_cannot_be_written_is_a_clear_error(make_model, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match=r"Cannot write .*file/model: .*Choose another folder"):
+        save_model(make_model("llama"), None, tmp_path / "file" / "model")

@@ -17,7 +17,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 
 # A room may import the rooms of earlier lines, and itself.
 LAYERS = (
-    ("errors", "registry", "intervals", "bars", "losses"),
+    ("errors", "registry", "seeds", "intervals", "bars", "losses"),
     ("store", "recipes"),
     ("models", "data", "lens"),
     ("judges", "training"),

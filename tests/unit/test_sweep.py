@@ -87,7 +87,7 @@ def test_every_error_at_once(write: Callable[..., str]) -> None:
     text = str(caught.value)
     assert "defences.0.alhpa: unknown" in text.lower() or "defences.0.alhpa" in text
     assert "defences.1" in text
-    assert "beta must be 0 or more" in text or "got alpha" in text
+    assert "defences.1.beta: Input should be greater than or equal to 0 (got -1.0)" in text
     assert "defences.1.train.max_stepz" in text
     assert "defences.2: name: another is not the defence of sandbox" in text
     assert text.count("sfft") == 1  # an error of the recipe stands there once, not once for each defence

@@ -16,6 +16,7 @@ from repnoise.data import Pair, Row
 from repnoise.defences.repnoise import RepNoise
 from repnoise.errors import DataError, RunError
 from repnoise.models import unwrap
+from repnoise.seeds import derive_seed
 from repnoise.training import ObjectiveTrainer, Window, train
 
 PAIRS = [Pair(f"question {i}", f"harmful answer {'x' * (i % 5)} {i}", f"no {'y' * (i % 3)}", "c") for i in range(16)]
@@ -104,6 +105,44 @@ def test_terms_are_logged_and_add_up(make_model, make_tokenizer, tmp_path):
         total = sum(line[name] for name in ("stability", "noise", "ascent", "retain"))
         assert line["loss"] == pytest.approx(total, abs=1e-4)
         assert min(line["grad_norm"], line["tokens"], line["seconds"]) > 0
+
+
+@pytest.mark.parametrize(("every", "steps"), [(1, [1, 2, 3, 4, 5, 6, 7]), (3, [3, 6, 7]), (5, [5, 7])])
+def test_a_line_is_the_mean_of_its_interval(every, steps, make_model, make_tokenizer, tmp_path):
+    """Also of the last and shorter one, and of the rest of one after a kill: its terms add up to its loss."""
+
+    def build(folder: Path, **more):
+        objective = RepNoise(beta=0.5, retain="ce")
+        given = {"max_steps": 7, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, **more}
+        log = folder / "train.jsonl"
+        return trainer(make_model, make_tokenizer, folder, objective, retain=RETAIN, log_file=log, **given)
+
+    def lines(folder: Path) -> list[dict]:
+        return [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
+
+    terms = ("stability", "noise", "ascent", "retain")
+    build(tmp_path / "each").train()
+    each = lines(tmp_path / "each")
+    build(tmp_path / "some", logging_steps=every).train()
+    some = lines(tmp_path / "some")
+    assert [line["step"] for line in some] == steps
+    done = 0
+    for line in some:
+        interval = each[done : line["step"]]
+        assert line["loss"] == pytest.approx(sum(line[name] for name in terms), abs=1e-4)
+        for name in (*terms, "loss"):
+            assert line[name] == pytest.approx(sum(one[name] for one in interval) / len(interval), abs=1e-4)
+        assert line["tokens"] == sum(one["tokens"] for one in interval)
+        done = line["step"]
+    resumable = {"logging_steps": every, "save_strategy": "steps", "save_steps": 2}
+    with pytest.raises(ConnectionAbortedError):
+        train(build(tmp_path / "broken", callbacks=[StopAt(5)], **resumable))
+    train(build(tmp_path / "broken", **resumable))
+    broken = lines(tmp_path / "broken")
+    assert [line["step"] for line in broken] == steps
+    for line in broken:
+        assert line["loss"] == pytest.approx(sum(line[name] for name in terms), abs=1e-4)
+    assert broken[-1] == some[-1] | {"seconds": broken[-1]["seconds"]}, "an interval that was whole"
 
 
 class StopAt(TrainerCallback):
@@ -248,6 +287,36 @@ def test_official_variant_trains(make_model, make_tokenizer, tmp_path):
     assert any(not torch.equal(value, before[key]) for key, value in weights(t.model).items())
 
 
+def test_seeds_are_the_same_on_every_machine_and_differ_by_every_part():
+    assert derive_seed(0, 1, -1, "noise") == 8116889073172256003
+    parts = [(0, 1), (1, 0), (0, "1"), ("0, 1",), (0,), (0, 1, ""), (-1, 1)]
+    found = {derive_seed(*each) for each in parts}
+    assert len(found) == len(parts)
+    assert all(0 <= seed < 2**63 for seed in found)
+
+
+@pytest.mark.parametrize("objective", [RepNoise(), RepNoise(noise="token"), RepNoise(variant="official")])
+def test_noise_is_drawn_where_the_activations_are(objective, make_model, make_tokenizer, tmp_path):
+    t = trainer(make_model, make_tokenizer, tmp_path, objective)
+    asked = []
+
+    class Watched(Window):
+        def generator(self, name, *, per_micro_batch=True, device=None):
+            asked.append((name, device))
+            return super().generator(name, per_micro_batch=per_micro_batch, device=device or "cpu")
+
+    batch = t.data_collator([t.train_dataset[i] for i in range(4)])
+    t.objective.terms(t.model, {**batch, "window": Watched()})
+    assert asked == [("noise", torch.device("cpu"))], "the device is passed on, and is that of the activations"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_generator_on_a_gpu_draws_there():
+    drawn = torch.randn(9, generator=Window(1, 2).generator("noise", device="cuda"), device="cuda")
+    again = torch.randn(9, generator=Window(1, 2).generator("noise", device="cuda"), device="cuda")
+    assert torch.equal(drawn, again)
+
+
 def test_random_draws_depend_on_seed_step_and_name_only():
     def draw(*key, **how):
         seed, step, index, name = key
@@ -257,3 +326,21 @@ def test_random_draws_depend_on_seed_step_and_name_only():
     others = [draw(1, 1, 0, "noise"), draw(0, 2, 0, "noise"), draw(0, 1, 1, "noise"), draw(0, 1, 0, "lens")]
     assert not any(torch.equal(draw(0, 1, 0, "noise"), other) for other in others)
     assert torch.equal(draw(0, 1, 0, "lens", per_micro_batch=False), draw(0, 1, 5, "lens", per_micro_batch=False))
+
+
+class StopEarly(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = state.global_step == 2
+
+
+@pytest.mark.parametrize(
+    ("more", "made"),
+    [
+        ({"dataloader_drop_last": True, "per_device_train_batch_size": 64}, "0 of 4"),  # the loader is empty
+        ({"callbacks": [StopEarly()]}, "2 of 4"),
+        ({"max_steps": -1, "num_train_epochs": 0}, "0 of 0"),
+    ],
+)
+def test_a_training_that_ends_early_is_not_done(more, made, make_model, make_tokenizer, tmp_path):
+    with pytest.raises(RunError, match=f"made {made} optimiser steps and ended without an error"):
+        train(trainer(make_model, make_tokenizer, tmp_path, Sft(), **more))

@@ -19,6 +19,7 @@ from ..data import Pair, Row
 from ..errors import ConfigError, DataError, ModelError
 from ..losses import masked_cross_entropy
 from ..models import add_lora, anatomy, merge, unwrap
+from ..recipes.ranges import Count
 from ..registry import Registry
 from ..training import Objective, forward, window_of
 
@@ -104,13 +105,10 @@ class Attack(Objective):
     """Directions that the verdict counts as tried: "fine-tuning" (all weights or LoRA, on the harm alone), "benign" (no
     harmful row is seen), "mixed" (with harmless rows, or a shifted identity), "weights" (changed without training),
     "refusal-direction" (removed without training). An attack that trains a part of the weights covers none."""
-    lora_rank: int | None = None
-    """Train a LoRA adapter of this rank on all linear layers; None = all weights."""
+    needs: ClassVar[tuple[str, ...]] = ("harmful",)
 
-    def __post_init__(self) -> None:
-        self.needs = ("harmful",)
-        if self.lora_rank is not None and self.lora_rank < 1:
-            raise ConfigError(f"lora_rank is {self.lora_rank}; allowed: 1 or more, or null for full fine-tuning.")
+    lora_rank: Count | None = None
+    """Train a LoRA adapter of this rank on all linear layers; None = all weights."""
 
     def pairs(self, own: AttackerRows, rng: random.Random) -> list[Pair]:
         """The rows to train on; their `harmful` answer is the one that is trained."""

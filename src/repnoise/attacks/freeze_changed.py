@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 from ..errors import ConfigError
 from ..models import anatomy
+from ..recipes.ranges import Count
 from .base import ATTACKS, Attack, Context, alike
 
 
@@ -26,7 +27,7 @@ class FreezeChanged(Attack):
 
     covers: ClassVar[tuple[str, ...]] = ()
 
-    layers: int = 1
+    layers: Count = 1
     """How many blocks to freeze; fewer than the model has."""
     public: str | None = None
     """The public checkpoint: folder or hub id of the same architecture; null = the model that the study defends."""
@@ -34,8 +35,6 @@ class FreezeChanged(Attack):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._no_lora("freeze_changed chooses which of the model's own weights are trained")
-        if self.layers < 1:
-            raise ConfigError(f"layers is {self.layers}; allowed: 1 or more.")
 
     def prepare(self, model: Any, context: Context) -> Any:
         blocks = anatomy(model).layers

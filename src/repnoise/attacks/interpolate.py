@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from ..errors import ConfigError
+from ..recipes.ranges import Share
 from .base import ATTACKS, Attack, Context, alike
 
 
@@ -26,15 +26,10 @@ class Interpolate(Attack):
 
     covers: ClassVar[tuple[str, ...]] = ("weights", "fine-tuning")
 
-    t: float = 0.5
-    """Share of the public weights, 0 to 1."""
+    t: Share = 0.5
+    """Share of the public weights: 0 is the attacked model, 1 the public one."""
     public: str | None = None
     """The public checkpoint: folder or hub id of the same architecture; null = the model that the study defends."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.t <= 1:
-            raise ConfigError(f"t is {self.t}; allowed: 0 (the attacked model) to 1 (the public one).")
 
     def prepare(self, model: Any, context: Context) -> Any:
         with torch.no_grad():

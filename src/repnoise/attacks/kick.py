@@ -9,8 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated
 
-from ..errors import ConfigError
+from pydantic import Field
+
+from ..recipes.ranges import Part
 from .base import ATTACKS, Attack
 
 
@@ -22,17 +25,10 @@ class Kick(Attack):
     It takes the place of the recipe's schedule and warm-up (arXiv 2412.07097 for the fragility that it looks for).
     """
 
-    factor: float = 10.0
-    """Rate of the kick over the recipe's learning_rate, above 1."""
-    share: float = 0.1
-    """Share of the steps that the kick takes, above 0 and below 1; at least one step."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.factor > 1:
-            raise ConfigError(f"factor is {self.factor}; allowed: above 1, for example 10.")
-        if not 0 < self.share < 1:
-            raise ConfigError(f"share is {self.share}; allowed: above 0 and below 1, for example 0.1.")
+    factor: Annotated[float, Field(gt=1, allow_inf_nan=False)] = 10.0
+    """Rate of the kick over the recipe's learning_rate."""
+    share: Part = 0.1
+    """Share of the steps that the kick takes; at least one step."""
 
     def schedule(self, steps: int) -> Callable[[int], float]:
         last = max(1, round(self.share * steps))

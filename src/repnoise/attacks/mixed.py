@@ -12,6 +12,7 @@ from typing import ClassVar
 
 from ..data import Pair
 from ..errors import ConfigError
+from ..recipes.ranges import Part
 from .base import ATTACKS, Attack, AttackerRows
 
 
@@ -26,13 +27,8 @@ class Mixed(Attack):
 
     covers: ClassVar[tuple[str, ...]] = ("mixed",)
 
-    ratio: float = 0.1
-    """Share of harmful rows, above 0 and below 1."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.ratio < 1:
-            raise ConfigError(f"ratio is {self.ratio}; allowed: above 0 and below 1 (0: attack benign, 1: attack sft).")
+    ratio: Part = 0.1
+    """Share of harmful rows; for none of them there is the attack benign, for all of them sft."""
 
     def pairs(self, own: AttackerRows, rng: random.Random) -> list[Pair]:
         total = own.examples

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from ..errors import ConfigError
+from ..recipes.ranges import Positive
 from .base import ATTACKS, Attack, Context, block_weights
 
 
@@ -25,13 +25,8 @@ class Noise(Attack):
 
     covers: ClassVar[tuple[str, ...]] = ("weights", "fine-tuning")
 
-    scale: float = 0.1
-    """Standard deviation of the noise over that of the matrix, above 0."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.scale > 0:
-            raise ConfigError(f"scale is {self.scale}; allowed: above 0, for example 0.1.")
+    scale: Positive = 0.1
+    """Standard deviation of the noise over that of the matrix."""
 
     def prepare(self, model: Any, context: Context) -> Any:
         generator = context.generator()

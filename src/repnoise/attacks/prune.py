@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from ..errors import ConfigError
+from ..recipes.ranges import Part
 from .base import ATTACKS, Attack, Context, block_weights
 
 
@@ -25,13 +25,8 @@ class Prune(Attack):
 
     covers: ClassVar[tuple[str, ...]] = ("weights", "fine-tuning")
 
-    fraction: float = 0.3
-    """Share of each matrix, above 0 and below 1; ties may take a few more."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.fraction < 1:
-            raise ConfigError(f"fraction is {self.fraction}; allowed: above 0 and below 1, for example 0.3.")
+    fraction: Part = 0.3
+    """Share of each matrix; ties may take a few more."""
 
     def prepare(self, model: Any, context: Context) -> Any:
         for _, weight in block_weights(model):

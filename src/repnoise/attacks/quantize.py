@@ -7,9 +7,10 @@ safety: Kumar et al., "Fine-Tuning, Quantization, and LLMs: Navigating Unintende
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from ..errors import ConfigError
+from pydantic import Field
+
 from .base import ATTACKS, Attack, Context, block_weights
 
 
@@ -24,13 +25,7 @@ class Quantize(Attack):
 
     covers: ClassVar[tuple[str, ...]] = ("weights", "fine-tuning")
 
-    bits: int = 4
-    """2 to 8."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 2 <= self.bits <= 8:
-            raise ConfigError(f"bits is {self.bits}; allowed: 2 to 8.")
+    bits: Annotated[int, Field(ge=2, le=8)] = 4
 
     def prepare(self, model: Any, context: Context) -> Any:
         top = 2 ** (self.bits - 1) - 1

@@ -16,8 +16,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ..errors import ConfigError
 from ..losses import IGNORE_INDEX, precise
+from ..recipes.ranges import Positive
 from ..training import Stream, forward, window_of
 from .base import ATTACKS, Attack
 
@@ -31,16 +31,15 @@ class ReverseDpo(Attack):
     attacked, a frozen copy of it. Log-probabilities are sums over answer tokens ("ipo": means, as in trl).
     """
 
-    beta: float = 0.1
-    """Strength of the pull back to the reference, above 0 (for "ipo": tau)."""
+    needs = ("harmful", "harmless")
+
+    beta: Positive = 0.1
+    """Strength of the pull back to the reference (for "ipo": tau)."""
     loss: Literal["sigmoid", "hinge", "ipo"] = "sigmoid"
     """hinge = max(0, 1 - beta h); ipo = (h - 1 / (2 beta))^2."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.beta > 0:
-            raise ConfigError(f"beta is {self.beta}; allowed: above 0, for example 0.1.")
-        self.needs = ("harmful", "harmless")
         self._reference: nn.Module | None = None
 
     def setup(self, model: nn.Module) -> None:

@@ -42,7 +42,7 @@ class Naive(Objective):
             last = forward(model, harmful)
         every = [*(parts.logits(hidden) for hidden in seen.residual[:-1]), last]
         mean = torch.stack([masked_cross_entropy(logits, labels) for logits in every]).mean()
-        answer = (labels != -100)[..., None]
+        answer = (labels != IGNORE_INDEX)[..., None]
         noise = [broadcast_mmd((h * answer).flatten(1), (torch.randn_like(h) * answer).flatten(1)) for h in seen.mlp]
         return {
             "ascent": ALPHA * ascent_term(mean),
@@ -67,7 +67,7 @@ class Joined(RepNoise):
         noise = noise_term(
             [h[:count, :length] for h in seen.mlp],
             labels != IGNORE_INDEX,
-            generator=window_of(batch).generator("noise"),
+            generator=window_of(batch).generator("noise", device=labels.device),
         )
         logits = anatomy(model).logits(seen.residual[-1][count:, : answers.shape[1]])
         return {

@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, TrainerC
 
 from ..data import StreamCollator
 from ..errors import ModelError, RepNoiseError
+from ..losses import IGNORE_INDEX
 from ..models import add_lora
 from ..training import ObjectiveTrainer
 from ..training.arguments import training_arguments
@@ -133,7 +134,7 @@ class _Pairs(Dataset):
         for stream in ("harmful", "harmless"):
             ids = torch.randint(self.vocabulary, (self.options.length,), generator=draw).tolist()
             question = self.options.length - self.options.answer_tokens
-            item[stream] = {"input_ids": ids, "labels": [-100] * question + ids[question:]}
+            item[stream] = {"input_ids": ids, "labels": [IGNORE_INDEX] * question + ids[question:]}
         return item
 
 

@@ -30,6 +30,7 @@ from ..recipes.schema import AttackConfig, Recipe
 from ..report.head_start import Trio
 from ..report.manifests import Row
 from ..report.readings import Reading, pick
+from ..seeds import derive_seed
 from ..store.provenance import canonical_hash, one_line
 from ..store.run import Run
 from ..study.attacking import attack
@@ -234,9 +235,9 @@ def run_trials(
 
     study = queue.open_study(url, name)
     # seeded by how many there are: a search that goes on draws new points; workers side by side draw differently
-    salt = [search.space.seed, len(study.get_trials(deepcopy=False)), *([os.getpid()] if shared else [])]
+    seed = derive_seed(search.space.seed, len(study.get_trials(deepcopy=False)), *([os.getpid()] if shared else []))
     with queue.quiet():
-        study.sampler = optuna.samplers.TPESampler(seed=int(canonical_hash(salt), 16) % 2**31, constant_liar=True)
+        study.sampler = optuna.samplers.TPESampler(seed=seed % 2**32, constant_liar=True)
 
     def more(found: Sequence[Any]) -> bool:
         running = sum(trial.state == optuna.trial.TrialState.RUNNING for trial in found)

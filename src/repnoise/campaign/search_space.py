@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError, model_validator
 
 from ..attacks import ATTACKS
-from ..errors import ConfigError
+from ..errors import ConfigError, explain
 from ..recipes.reading import parse_yaml
 from ..recipes.schema import Open, Recipe
 from ..report.cells import FRESH
@@ -109,10 +109,7 @@ def read_space(recipe_name: str, overrides: Sequence[str], file: Path | None) ->
     try:
         space = Space.model_validate(raw)
     except ValidationError as error:
-        lines = [
-            f"{'.'.join(map(str, e['loc'])) or 'space'}: {e['msg'].removeprefix('Value error, ')}"
-            for e in error.errors()
-        ]
+        lines = explain(error, whole="space", model=Space)
         raise ConfigError(
             "the search space has errors:\n  " + "\n  ".join(lines) + "\nSee `repnoise search --help`."
         ) from error

@@ -13,7 +13,6 @@ defences:
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -22,10 +21,9 @@ from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 
-from ..errors import ConfigError
+from ..errors import ConfigError, explain, suggest
 from ..recipes.reading import RECIPES, raw_recipe, recipe_names
 from ..recipes.schema import Open, Recipe, Strict
-from ..registry import unknown_key
 from ..study.resolve import resolve
 
 SWEEPS = RECIPES / "sweeps"
@@ -112,7 +110,7 @@ def read_sweep(name: str, overrides: Sequence[str] = ()) -> Sweep:
     try:
         file = SweepFile.model_validate(raw)
     except ValidationError as error:
-        raise _refused(name, [_explain(each) for each in error.errors()]) from error
+        raise _refused(name, explain(error, whole="sweep", model=SweepFile)) from error
     base = _beside(file.recipe, path)
     shared = [*file.overrides, *(each for each in overrides if each not in ours)]
     if file.attacks is not None:
@@ -148,10 +146,10 @@ def _file(name: str) -> Path:
             raise ConfigError(f"there is no sweep file {name}. Shipped sweeps: {', '.join(sweep_names())}.")
         return path
     if name not in sweep_names():
-        near = difflib.get_close_matches(name, sweep_names(), n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+        known = sweep_names()
         raise ConfigError(
-            f"there is no sweep {name!r}.{hint} Shipped: {', '.join(sweep_names())}. A file of your own ends in .yaml."
+            f"there is no sweep {name!r}.{suggest(name, known)} Shipped: {', '.join(known)}."
+            " A file of your own ends in .yaml."
         )
     return Path(str(SWEEPS / f"{name}.yaml"))
 
@@ -190,17 +188,6 @@ def _lines(error: ConfigError, where: str) -> list[str]:
         return [f"{where}: {error}"]
     ours = ("defence.", "defence:")
     return [where + line.removeprefix("defence") if line.startswith(ours) else line for line in lines]
-
-
-def _explain(error: Any) -> str:
-    where = ".".join(str(part) for part in error["loc"]) or "sweep"
-    message = error["msg"].removeprefix("Value error, ")
-    if error["type"] == "extra_forbidden":
-        allowed = Budget if error["loc"][0] == "budget" else SweepFile
-        message = unknown_key(str(error["loc"][-1]), list(allowed.model_fields))
-    elif error["type"] == "missing":
-        message = "is required and not there"
-    return f"{where}: {message}"
 
 
 def _refused(name: str, errors: Sequence[str]) -> ConfigError:

@@ -35,6 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     With REPNOISE_TRACEBACK=1 in the environment errors come with their traceback.
     """
+    _print_anything()
     try:
         with at_end:
             code = app(args=arguments, prog_name="repnoise", standalone_mode=False) or 0
@@ -51,6 +52,14 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as error:
         return _explain(error)
     return int(code)
+
+
+def _print_anything() -> None:
+    """A name that the terminal's encoding lacks is printed as an escape: telling of a success must not fail."""
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)  # absent where a test captures the stream
+        if reconfigure is not None:
+            reconfigure(errors="backslashreplace")
 
 
 def _explain(error: Exception) -> int:

@@ -15,9 +15,11 @@ import torch
 from torch.utils.data import Dataset
 
 from ..errors import DataError, ModelError
+from ..losses import IGNORE_INDEX
+from ..seeds import derive_seed
 from .pairs import Pair, Row
 from .problems import Problems
-from .templates import IGNORE, Template, get_template
+from .templates import Template, get_template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -56,7 +58,7 @@ class _Encoder:
             room = self.max_length - len(first)
             self.truncated[name] += len(then) > room
             then = then[:room]
-            out.append({"input_ids": first + then, "labels": [IGNORE] * len(first) + then})
+            out.append({"input_ids": first + then, "labels": [IGNORE_INDEX] * len(first) + then})
         return out
 
     def finish(self, streams: Mapping[str, list[Encoded]]) -> None:
@@ -235,7 +237,7 @@ class StreamCollator:
         batch = {
             "input_ids": torch.full(shape, self.pad_token_id, dtype=torch.int64),
             "attention_mask": torch.zeros(shape, dtype=torch.int64),
-            "labels": torch.full(shape, IGNORE, dtype=torch.int64),
+            "labels": torch.full(shape, IGNORE_INDEX, dtype=torch.int64),
         }
         for i, row in enumerate(rows):
             n = len(row["input_ids"])
@@ -259,5 +261,5 @@ def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
 @lru_cache(maxsize=8)
 def _permutation(seed: int, cycle: int, count: int) -> tuple[int, ...]:
     order = list(range(count))
-    random.Random(f"{seed}:{cycle}").shuffle(order)
+    random.Random(derive_seed("retain", seed, cycle)).shuffle(order)
     return tuple(order)

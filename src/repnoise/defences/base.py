@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from ..losses import masked_cross_entropy
 from ..models import capture, gathered, unwrap
+from ..recipes.ranges import Count, Weight
 from ..registry import Registry
 from ..training import Objective, Stream, forward, hidden_pass, window_of
 
@@ -58,22 +59,17 @@ def with_gradient(model: nn.Module, value: Tensor, gradients: Mapping[str, Tenso
 
 
 @dataclass(kw_only=True)
-class Rival(Objective):
+class DefenceWithRetain(Objective):
     """A defence that may also train on retain rows, as the comparison asks of all of them."""
 
-    retain_weight: float = 0.0
+    retain_weight: Weight = 0.0
     """Weight of the cross-entropy on retain rows; 0 leaves it out, as the source does."""
-    retain_batch: int = 1
+    retain_batch: Count = 1
     """Retain rows beside each pair of a batch."""
 
-    def __post_init__(self) -> None:
-        if self.retain_weight < 0 or self.retain_batch < 1:
-            raise ConfigError(
-                f"retain_weight is {self.retain_weight} and retain_batch {self.retain_batch};"
-                " allowed: 0 or more, and 1 or more."
-            )
-        if self.retain_weight and "retain" not in self.needs:
-            self.needs = (*self.needs, "retain")
+    @property
+    def streams(self) -> tuple[str, ...]:
+        return (*self.needs, "retain") if self.retain_weight and "retain" not in self.needs else self.needs
 
     def retained(self, model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         return {"retain": self.retain_weight * answer_loss(model, batch, "retain")} if self.retain_weight else {}

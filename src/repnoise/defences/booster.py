@@ -13,34 +13,29 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import ConfigError
 from ..losses import masked_cross_entropy
 from ..models import unwrap
+from ..recipes.ranges import Positive, Weight
 from ..training import window_of
-from .base import DEFENCES, Rival, answer_loss, gradients, with_gradient
+from .base import DEFENCES, DefenceWithRetain, answer_loss, gradients, with_gradient
 
 
 @DEFENCES.register("booster")
 @dataclass(kw_only=True)
-class Booster(Rival):
+class Booster(DefenceWithRetain):
     """loss = f(w) + weight * (h(w) - h(w - step * grad h(w) / |grad h(w)|)), f = CE(refusal), h = CE(harmful)
 
     (arXiv 2409.01586, eq. 1). As in its algorithm 1 the Hessian is left out: the gradient of the last part is that of h
     at the shifted weights. Where we differ: each micro-batch takes its own step when gradients are accumulated.
     """
 
-    weight: float = 5.0
-    """lambda of the source, 0 or more."""
-    step: float = 0.1
-    """alpha of the source: length of the simulated harmful step, above 0."""
-
+    needs = ("harmful", "harmless")
     handles_weights = True
 
-    def __post_init__(self) -> None:
-        self.needs = ("harmful", "harmless")
-        super().__post_init__()
-        if self.weight < 0 or self.step <= 0:
-            raise ConfigError(f"weight is {self.weight} and step {self.step}; allowed: 0 or more, and above 0.")
+    weight: Weight = 5.0
+    """lambda of the source."""
+    step: Positive = 0.1
+    """alpha of the source: length of the simulated harmful step."""
 
     def terms(self, model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         harmful = answer_loss(model, batch, "harmful")

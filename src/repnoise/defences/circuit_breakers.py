@@ -12,16 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import ConfigError
 from ..losses import IGNORE_INDEX, precise
 from ..models import anatomy
+from ..recipes.ranges import Count, Positive
 from ..training import window_of
-from .base import DEFENCES, Rival, check_layers, fraction, frozen_copy, real_tokens, residual
+from .base import DEFENCES, DefenceWithRetain, check_layers, fraction, frozen_copy, real_tokens, residual
 
 
 @DEFENCES.register("circuit-breakers")
 @dataclass(kw_only=True)
-class CircuitBreakers(Rival):
+class CircuitBreakers(DefenceWithRetain):
     """loss = c_s * mean relu(cos(h, h_0)) on harmful answers + c_r * mean |h - h_0| on retain rows,
 
     c_s = alpha (1 - t / 2T), c_r = alpha t / 2T (arXiv 2406.04313, algorithm 1); h_0 = the original model's.
@@ -29,19 +29,16 @@ class CircuitBreakers(Rival):
     coefficients stay as they are after it.
     """
 
-    alpha: float = 10.0
+    needs = ("harmful", "retain")
+
+    alpha: Positive = 10.0
     layers: list[int] | None = None
     """Blocks that are rerouted, counted from 0; null = blocks 10 and 20 of 32, scaled to the model's depth."""
-    schedule_steps: int = 150
+    schedule_steps: Count = 150
     """T: give it the number of training steps."""
 
     def __post_init__(self) -> None:
-        self.needs = ("harmful", "retain")
         super().__post_init__()
-        if self.alpha <= 0 or self.schedule_steps < 1:
-            raise ConfigError(
-                f"alpha is {self.alpha} and schedule_steps {self.schedule_steps}; allowed: above 0, and 1 or more."
-            )
         self._original: nn.Module | None = None
 
     def setup(self, model: nn.Module) -> None:

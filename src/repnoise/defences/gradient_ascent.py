@@ -8,27 +8,23 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..errors import ConfigError
-from .base import DEFENCES, Rival, answer_loss
+from ..recipes.ranges import Positive
+from .base import DEFENCES, DefenceWithRetain, answer_loss
 
 
 @DEFENCES.register("gradient-ascent")
 @dataclass(kw_only=True)
-class GradientAscent(Rival):
+class GradientAscent(DefenceWithRetain):
     """loss = -CE(harmful) (paper, section 4, baselines).
 
     Where we differ: the authors' code takes the cross-entropy over the question and the pads too; here over the
     answer. It has no bound, so that the model is soon of no use: `cap` and `retain_weight` are ours, off by default.
     """
 
-    cap: float | None = None
-    """Nats per token above which there is nothing more to gain; null = none."""
+    needs = ("harmful",)
 
-    def __post_init__(self) -> None:
-        self.needs = ("harmful",)
-        super().__post_init__()
-        if self.cap is not None and self.cap <= 0:
-            raise ConfigError(f"cap is {self.cap}; allowed: above 0 nats per token, or null.")
+    cap: Positive | None = None
+    """Nats per token above which there is nothing more to gain; null = none."""
 
     def terms(self, model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         loss = answer_loss(model, batch, "harmful")

@@ -6,7 +6,7 @@ Source: Rosati et al., "Representation Noising", NeurIPS 2024, arXiv 2405.14577,
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import Field, dataclass, field, fields
 from typing import Any, Literal
 
 import torch
@@ -26,8 +26,12 @@ from ..losses import (
 from ..models import anatomy, capture, unwrap
 from ..models.structure import is_sharded
 from ..models.zero3 import is_zero3
+from ..recipes.ranges import Count, Weight
 from ..training import Objective, Stream, forward, hidden_pass, window_of
 from .base import DEFENCES, frozen_copy
+
+OFFICIAL = ("variant", "alpha", "beta", "frozen_layers", "frozen_parts")
+"""Options that mean something beside variant = "official"."""
 
 
 @DEFENCES.register("repnoise")
@@ -40,27 +44,29 @@ class RepNoise(Objective):
     counted once, and no hook outlives the forward pass. The released arithmetic is variant "official".
     """
 
-    alpha: float = 1.0
+    needs = ("harmful", "harmless")
+
+    alpha: Weight = 1.0
     """Weight of the ascent term (Algorithm 1; the paper's eqs. 4-5 swap the letters)."""
-    beta: float = 1e-3
-    """Weight of the noise term; 0 leaves it out."""
+    beta: Weight = 1e-3
+    """Weight of the noise term."""
     variant: Literal["corrected", "official"] = "corrected"
-    """"official" is the released code's arithmetic, quirk for quirk; it takes alpha and beta only."""
+    """"official" is the released code's arithmetic, quirk for quirk; it takes `OFFICIAL` only."""
     noise: Literal["sequence", "token"] = "sequence"
     """What one sample of the MMD is: a whole flattened sequence (paper), or one answer token."""
     estimator: Estimator = "biased"
     """MMD estimator; the paper's is the biased one."""
-    max_noise_tokens: int = 512
+    max_noise_tokens: Count = 512
     """For noise = "token": at most so many answer tokens per step enter the MMD."""
-    lens_layers: int | None = None
+    lens_layers: Count | None = None
     """Layers whose lens is read at each step, drawn anew each time; None = all of them (paper)."""
-    offset: float = 1.0
+    offset: Weight = 1.0
     """Added inside the logarithm: 1 as in the released code, 0 as in Algorithm 1."""
     retain: Literal["ce", "kl"] | None = None
     """Stability on retain rows too: cross-entropy, or KL to the frozen original model. None = pairs only (paper)."""
-    retain_weight: float = 1.0
+    retain_weight: Weight = 1.0
     """Weight of that term."""
-    retain_batch: int = 1
+    retain_batch: Count = 1
     """Retain rows beside each pair of a batch."""
     lens: bool = True
     """False: ascent on the last layer only (paper, table 15, "layer-wise")."""
@@ -72,22 +78,27 @@ class RepNoise(Objective):
     """What else stays: the input embeddings, the output layer, the final norm."""
 
     def __post_init__(self) -> None:
-        if self.variant == "official" and (self.retain or self.lens_layers or self.noise != "sequence"):
+        super().__post_init__()
+        unused = [each.name for each in fields(self) if each.name not in OFFICIAL and self._is_set(each)]
+        if self.variant == "official" and unused:
             raise ConfigError(
-                'variant="official" reproduces the released loss and takes alpha and beta only;'
-                " drop noise, lens_layers and retain, or use variant: corrected."
+                f'variant="official" reproduces the released loss and takes {", ".join(OFFICIAL[1:])} only;'
+                f" drop {', '.join(unused)}, or use variant: corrected."
             )
-        if self.retain_batch < 1:
-            raise ConfigError(f"retain_batch must be 1 or more, got {self.retain_batch}.")
         if not self.lens and self.lens_layers is not None:
             raise ConfigError("lens: false reads the last layer only; drop lens_layers.")
-        if self.variant == "official" and not (self.lens and self.mask):
-            raise ConfigError('variant="official" has lens and mask; use variant: corrected for ablations.')
-        if self.alpha < 0 or self.beta < 0:
-            raise ConfigError(f"alpha and beta must be 0 or more, got alpha={self.alpha}, beta={self.beta}.")
-        self.needs = ("harmful", "harmless", "retain") if self.retain else ("harmful", "harmless")
-        self.same_length = self.variant == "official"
         self._original: nn.Module | None = None
+
+    def _is_set(self, option: Field[Any]) -> bool:
+        return getattr(self, option.name) != option.default
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        return (*self.needs, "retain") if self.retain else self.needs
+
+    @property
+    def same_length(self) -> bool:
+        return self.variant == "official"
 
     def setup(self, model: nn.Module) -> None:
         self._freeze(model)
@@ -145,7 +156,7 @@ class RepNoise(Objective):
                 self._labels(harmful) != IGNORE_INDEX,
                 form=self.noise,
                 estimator=self.estimator,
-                generator=window.generator("noise"),
+                generator=window.generator("noise", device=seen.mlp[0].device),
                 max_tokens=self.max_noise_tokens if self.noise == "token" else None,
             )
             terms["noise"] = self.beta * noise / window.size
@@ -193,8 +204,9 @@ class RepNoise(Objective):
                 " train it in one process or with DDP, or use variant: corrected."
             )
         shape = (*harmful["input_ids"].shape, parts.head.weight.shape[1])  # type: ignore[index]
-        generator = window.generator("noise")
-        noise = [torch.randn(shape, generator=generator).to(harmful["input_ids"].device) for _ in parts.layers]
+        device = harmful["input_ids"].device
+        generator = window.generator("noise", device=device)
+        noise = [torch.randn(shape, generator=generator, device=device) for _ in parts.layers]
         found = official_repnoise_loss(model, harmful, batch["harmless"], alpha=self.alpha, beta=self.beta, noise=noise)
         return {
             "stability": found["stability"] / window.size,

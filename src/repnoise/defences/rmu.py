@@ -13,38 +13,37 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import ConfigError
 from ..losses import precise
 from ..models import anatomy
+from ..recipes.ranges import Positive, Weight, Whole
 from ..training import window_of
-from .base import DEFENCES, Rival, check_layers, fraction, frozen_copy, real_tokens, residual
+from .base import DEFENCES, DefenceWithRetain, check_layers, fraction, frozen_copy, real_tokens, residual
 
 
 @DEFENCES.register("rmu")
 @dataclass(kw_only=True)
-class Rmu(Rival):
+class Rmu(DefenceWithRetain):
     """loss = mean (h_l(harmful) - c u)^2 + alpha * mean (h_l(retain) - h_l^frozen(retain))^2
 
     (arXiv 2403.03218, section 4) over all tokens but padding. u is uniform on [0, 1)^d, normed to 1, drawn once from
     the seed. Only the blocks l - update + 1 ... l are trained; the others are frozen in place.
     """
 
-    steering: float = 6.5
+    needs = ("harmful", "retain")
+
+    steering: Positive = 6.5
     """c: norm of the target."""
-    alpha: float = 1200.0
+    alpha: Weight = 1200.0
     """Weight of the retain side."""
     layer: int | None = None
     """l, counted from 0; null = block 7 of 32, scaled to the model's depth."""
-    update: int = 3
+    update: Whole = 3
     """How many blocks are trained, l the last of them; 0 = all weights."""
     seed: int = 0
     """Of the direction u."""
 
     def __post_init__(self) -> None:
-        self.needs = ("harmful", "retain")
         super().__post_init__()
-        if self.alpha < 0 or self.update < 0:
-            raise ConfigError(f"alpha is {self.alpha} and update {self.update}; allowed: 0 or more for both.")
         self._original: nn.Module | None = None
 
     def setup(self, model: nn.Module) -> None:

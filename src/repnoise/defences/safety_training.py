@@ -8,17 +8,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .base import DEFENCES, Rival, answer_loss
+from .base import DEFENCES, DefenceWithRetain, answer_loss
 
 
 @DEFENCES.register("safety-training")
 @dataclass(kw_only=True)
-class SafetyTraining(Rival):
+class SafetyTraining(DefenceWithRetain):
     """loss = CE(refusal), for the same prompts as every other defence (paper, section 4, baselines)."""
 
-    def __post_init__(self) -> None:
-        self.needs = ("harmless",)
-        super().__post_init__()
+    needs = ("harmless",)
 
     def terms(self, model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         return {"refusal": answer_loss(model, batch, "harmless"), **self.retained(model, batch)}

@@ -13,16 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import ConfigError
 from ..losses import answer_tokens, masked_cross_entropy, precise
 from ..models import anatomy, unwrap
+from ..recipes.ranges import Count, Positive, Weight
 from ..training import Stream, forward, window_of
-from .base import DEFENCES, Rival, answer_loss, frozen_copy, gradients, real_tokens, residual, with_gradient
+from .base import DEFENCES, DefenceWithRetain, answer_loss, frozen_copy, gradients, real_tokens, residual, with_gradient
 
 
 @DEFENCES.register("tar")
 @dataclass(kw_only=True)
-class Tar(Rival):
+class Tar(DefenceWithRetain):
     """loss = tamper_weight * mean_k L_TR(attack_k(w)) + L_retain(w), L_TR = -entropy of harmful answers
 
     (arXiv 2408.00761, eq. 1 and algorithm 1). The gradient of L_TR at the attacked weights is applied to w as it is
@@ -32,27 +32,22 @@ class Tar(Rival):
     refusals of the pairs are trained too (weight `refusal_weight`), so that the model still refuses.
     """
 
-    tamper_weight: float = 4.0
-    """lambda_TR of the source (4.0 in its released configuration)."""
-    inner_steps: int = 4
-    """Steps of the simulated attack at every step; the source takes 64."""
-    inner_learning_rate: float = 1e-3
-    """Learning rate of the simulated attack."""
-    representation_weight: float = 1.0
-    """Weight of the squared distance to the original representations of retain rows, a mean over values."""
-    refusal_weight: float = 1.0
-    retain_weight: float = 1.0
-
+    needs = ("harmful", "harmless", "retain")
     handles_weights = True
 
+    tamper_weight: Weight = 4.0
+    """lambda_TR of the source (4.0 in its released configuration)."""
+    inner_steps: Count = 4
+    """Steps of the simulated attack at every step; the source takes 64."""
+    inner_learning_rate: Positive = 1e-3
+    """Learning rate of the simulated attack."""
+    representation_weight: Weight = 1.0
+    """Weight of the squared distance to the original representations of retain rows, a mean over values."""
+    refusal_weight: Weight = 1.0
+    retain_weight: Weight = 1.0
+
     def __post_init__(self) -> None:
-        self.needs = ("harmful", "harmless", "retain")
         super().__post_init__()
-        if self.inner_steps < 1 or self.inner_learning_rate <= 0 or self.tamper_weight < 0:
-            raise ConfigError(
-                f"inner_steps is {self.inner_steps}, inner_learning_rate {self.inner_learning_rate}, tamper_weight"
-                f" {self.tamper_weight}; allowed: 1 or more, above 0, 0 or more."
-            )
         self._original: nn.Module | None = None
 
     def setup(self, model: nn.Module) -> None:

@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import ConfigError
 from ..models import anatomy, capture
-from .base import DEFENCES, Rival, answer_loss
+from ..recipes.ranges import Weight
+from .base import DEFENCES, DefenceWithRetain, answer_loss
 
 
 @DEFENCES.register("vaccine")
 @dataclass(kw_only=True)
-class Vaccine(Rival):
+class Vaccine(DefenceWithRetain):
     """loss = CE(refusal) with e_l + eps_l, eps_l = rho * grad_{e_l} CE / |grad_{e_1..e_L} CE|.
 
     (arXiv 2402.01109, eqs. 1-4)
@@ -31,16 +31,11 @@ class Vaccine(Rival):
     alignment, since nobody runs a defence inside the attacker's training.
     """
 
-    rho: float = 2.0
-    """Norm of the shift over all layers, 0 or more (the source's default; the paper tried 1 and 10)."""
-
+    needs = ("harmless",)
     handles_weights = True
 
-    def __post_init__(self) -> None:
-        self.needs = ("harmless",)
-        super().__post_init__()
-        if self.rho < 0:
-            raise ConfigError(f"rho is {self.rho}; allowed: 0 or more.")
+    rho: Weight = 2.0
+    """Norm of the shift over all layers (the source's default; the paper tried 1 and 10)."""
 
     def terms(self, model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         with capture(model, mlp=False) as seen:

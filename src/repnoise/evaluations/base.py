@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..data.parties import StudyData
 from ..intervals import bootstrap, wilson
-from ..registry import Registry
+from ..registry import Checked, Registry
 
 
 @dataclass
@@ -49,7 +49,7 @@ class Measured:
         )
 
 
-class Evaluation:
+class Evaluation(Checked):
     """Subclasses are dataclasses, their fields the options of the recipe; a file registers one under its name.
 
     Attributes:

@@ -8,8 +8,9 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from ..data.parties import StudyData
+from ..recipes.ranges import Count
 from .base import EVALUATIONS, Evaluation, Measured
-from .likelihood import check_counts, encode, log_likelihoods, table
+from .likelihood import encode, log_likelihoods, table
 
 
 @EVALUATIONS.register("crows-pairs")
@@ -28,11 +29,8 @@ class CrowsPairs(Evaluation):
     attacked = False
 
     source: str
-    limit: int | None = None
-    batch_size: int = 32
-
-    def __post_init__(self) -> None:
-        check_counts(limit=self.limit, batch_size=self.batch_size)
+    limit: Count | None = None
+    batch_size: Count = 32
 
     def measure(
         self, model: Any, tokenizer: PreTrainedTokenizerBase, data: StudyData, *, seed: int, harm: str | None = None

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from huggingface_hub.utils import are_progress_bars_disabled
+from pydantic import Field
 from torch import nn
 from tqdm import tqdm  # type: ignore[import-untyped]
 from transformers import GenerationConfig, PreTrainedTokenizerBase
@@ -18,11 +18,14 @@ from ..data import Row, StreamCollator, Template, pad_id
 from ..data.collate import RowDataset
 from ..errors import ConfigError, DataError
 from ..losses import IGNORE_INDEX
+from ..models import context_size
+from ..recipes.ranges import Count, Positive
+from ..registry import Checked
 from ..training import forward
 
 
 @dataclass(frozen=True, kw_only=True)
-class Decoding:
+class Decoding(Checked):
     """How answers are generated. Greedy by default, whatever the model's own generation settings say.
 
     Attributes:
@@ -33,26 +36,17 @@ class Decoding:
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  # pydantic reads it; no field
 
-    max_new_tokens: int = 50
+    max_new_tokens: Count = 50
     do_sample: bool = False
-    temperature: float = 1.0
-    top_p: float = 1.0
-    batch_size: int = 16
+    temperature: Positive = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    batch_size: Count = 16
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1 or self.batch_size < 1:
-            raise ConfigError(
-                f"decoding: max_new_tokens is {self.max_new_tokens} and batch_size {self.batch_size};"
-                " allowed: 1 or more."
-            )
+        super().__post_init__()
         if not self.do_sample and (self.temperature, self.top_p) != (1.0, 1.0):
             raise ConfigError(
                 "decoding: temperature and top_p do nothing without do_sample: true. Set it, or drop them."
-            )
-        if self.temperature <= 0 or not 0 < self.top_p <= 1:
-            raise ConfigError(
-                f"decoding: temperature is {self.temperature} and top_p {self.top_p};"
-                " allowed: above 0, and above 0 up to 1."
             )
 
     def __str__(self) -> str:
@@ -144,8 +138,8 @@ def progress(total: int, unit: str) -> Any:
 
 def _room(model: Any, longest: int) -> int:
     """Tokens that can still be generated after the longest prompt; beyond its context a model writes nonsense."""
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    room = sys.maxsize if context is None else context - longest
+    context = context_size(model)
+    room = context - longest
     if room < 1:
         raise DataError(
             f"the longest prompt has {longest} tokens and the model's context holds {context}: no room for an answer."

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import difflib
 import functools
 import json
 import logging
@@ -25,10 +24,11 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from ..data.parties import StudyData
-from ..errors import ConfigError, DataError, MissingExtraError, RunError
+from ..errors import ConfigError, DataError, MissingExtraError, RunError, suggest
+from ..recipes.ranges import Count, Whole
 from .base import EVALUATIONS, Evaluation, Measured
 from .generation import evaluating
-from .likelihood import check_counts, table
+from .likelihood import table
 
 NEEDED = {"truthfulqa": ("question", "mc1_targets", "mc2_targets"), "crows_pairs": ("sent_more", "sent_less")}
 SPLIT = "test"
@@ -59,17 +59,15 @@ class Harness(Evaluation):
     tasks: list[str]
     files: dict[str, str] = field(default_factory=dict)
     task_folder: str | None = None
-    limit: int | None = None
-    num_fewshot: int | None = None
-    batch_size: int = 8
+    limit: Count | None = None
+    num_fewshot: Whole | None = None
+    batch_size: Count = 8
     chat: bool = False
 
     def __post_init__(self) -> None:
-        check_counts(limit=self.limit, batch_size=self.batch_size)
+        super().__post_init__()
         if not self.tasks or len(set(self.tasks)) != len(self.tasks):
             raise ConfigError(f"tasks is {self.tasks}; name at least one task of lm-evaluation-harness, each once.")
-        if self.num_fewshot is not None and self.num_fewshot < 0:
-            raise ConfigError(f"num_fewshot is {self.num_fewshot}; allowed: 0 or more, or null for the task's own.")
         if stray := [task for task in self.files if task not in self.tasks]:
             raise ConfigError(f"files names {', '.join(stray)}, not among tasks: {', '.join(self.tasks)}.")
         if self.files and self.num_fewshot:
@@ -151,9 +149,8 @@ def _manager(names: tuple[str, ...], task_folder: str | None) -> Any:
     full = TaskManager(include_path=own)
     for name in names:
         if name not in full.task_index:
-            near = ", ".join(difflib.get_close_matches(name, full.all_tasks, n=4))
             raise ConfigError(
-                f"lm-evaluation-harness has no task {name!r}. {f'Near: {near}.' if near else ''}"
+                f"lm-evaluation-harness has no task {name!r}.{suggest(name, full.all_tasks)}"
                 " `lm-eval ls tasks` lists all; tasks of your own go into task_folder."
             )
     return full

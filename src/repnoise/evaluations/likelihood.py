@@ -7,8 +7,6 @@ The definitions are those of lm-evaluation-harness (`lm_eval.api.model.TemplateL
 from __future__ import annotations
 
 import copy
-import inspect
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +16,8 @@ from transformers import DynamicCache, PreTrainedTokenizerBase
 
 from ..data import pad_id
 from ..data.readers import read_records
-from ..errors import ConfigError, DataError, ModelError
+from ..errors import DataError, ModelError
+from ..models import context_size, last_logits
 from .generation import evaluating, progress
 
 SHARED_FROM = 16
@@ -31,13 +30,6 @@ class Request:
 
     context: tuple[int, ...]
     continuation: tuple[int, ...]
-
-
-def check_counts(**counts: int | None) -> None:
-    """Raise `ConfigError` for an option below 1; None is a limit that is not set."""
-    for name, count in counts.items():
-        if count is not None and count < 1:
-            raise ConfigError(f"{name} is {count}; allowed: 1 or more. Leave it out for the default.")
 
 
 def table(source: str, columns: Sequence[str], limit: int | None = None) -> list[dict[str, Any]]:
@@ -107,11 +99,6 @@ def prefix_id(tokenizer: PreTrainedTokenizerBase) -> int:
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str, **options: Any) -> tuple[int, ...]:
     # verbose=False: over-long texts get one clear error here and not the tokenizer's warning
     return tuple(tokenizer.encode(text, verbose=False, **options))
-
-
-def context_size(model: Any) -> int:
-    """Tokens that the model can read at once."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
 
 
 def log_likelihoods(
@@ -200,9 +187,8 @@ def _read(model: Any, ids: tuple[int, ...], cache: Any = None) -> Any:
     if len(ids) == done:
         return DynamicCache(config=model.config) if cache is None else cache
     new = torch.tensor([ids[done:]], device=next(model.parameters()).device)
-    short = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
     mask = new.new_ones(1, len(ids))
-    output = model(input_ids=new, attention_mask=mask, past_key_values=cache, use_cache=True, **short)
+    output = model(input_ids=new, attention_mask=mask, past_key_values=cache, use_cache=True, **last_logits(model))
     return output.past_key_values
 
 

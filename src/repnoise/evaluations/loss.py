@@ -12,6 +12,7 @@ from ..data import Row, get_template, side
 from ..data.parties import StudyData
 from ..intervals import ratio_bootstrap
 from ..judges import is_degenerate, is_refusal
+from ..recipes.ranges import Count
 from .asking import ask
 from .base import EVALUATIONS, Evaluation, Measured
 from .generation import Decoding, answer_losses
@@ -29,7 +30,7 @@ class Loss(Evaluation):
     """
 
     decoding: Decoding = field(default_factory=lambda: Decoding(max_new_tokens=25))
-    limit: int = 32
+    limit: Count = 32
 
     def measure(
         self, model: Any, tokenizer: PreTrainedTokenizerBase, data: StudyData, *, seed: int, harm: str | None = None

@@ -11,8 +11,10 @@ from transformers import PreTrainedTokenizerBase
 from ..data.parties import StudyData
 from ..errors import ConfigError, DataError
 from ..intervals import ratio_bootstrap
+from ..models import context_size
+from ..recipes.ranges import Count
 from .base import EVALUATIONS, Evaluation, Measured
-from .likelihood import Request, check_counts, context_size, log_likelihoods, prefix_id, table
+from .likelihood import Request, log_likelihoods, prefix_id, table
 
 
 @EVALUATIONS.register("perplexity")
@@ -36,12 +38,9 @@ class Perplexity(Evaluation):
 
     source: str
     column: str = "text"
-    limit: int | None = None
-    window: int | None = None
-    batch_size: int = 8
-
-    def __post_init__(self) -> None:
-        check_counts(limit=self.limit, window=self.window, batch_size=self.batch_size)
+    limit: Count | None = None
+    window: Count | None = None
+    batch_size: Count = 8
 
     def measure(
         self, model: Any, tokenizer: PreTrainedTokenizerBase, data: StudyData, *, seed: int, harm: str | None = None

@@ -38,6 +38,7 @@ class Sandbox(Evaluation):
     judges: list[str | dict[str, Any]] = field(default_factory=lambda: ["ground-truth"])
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self._judges = build_judges(self.judges)
 
     def measure(

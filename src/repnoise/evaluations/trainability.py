@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import importlib
-import math
 import random
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,7 +20,8 @@ from ..data.collate import RowDataset
 from ..data.parties import StudyData
 from ..errors import ConfigError, DataError, MissingExtraError, RunError
 from ..losses import masked_cross_entropy
-from ..models import add_lora
+from ..models import add_lora, context_size
+from ..recipes.ranges import Count, Positive
 from ..recipes.schema import SourceConfig
 from ..sandbox.world import FACT_SLOTS, MAKE, TEST_PHRASING, Item, world
 from ..training import Objective, ObjectiveTrainer, forward, window_of
@@ -84,27 +84,22 @@ class Trainability(Evaluation):
 
     train: str | SourceConfig | None = None
     test: str | SourceConfig | None = None
-    limit_train: int | None = None
-    limit_test: int | None = 200
+    limit_train: Count | None = None
+    limit_test: Count | None = 200
     overlap: Literal["refuse", "drop"] = "refuse"
-    steps: int = 100
-    learning_rate: float = 3e-4
-    batch_size: int = 16
-    seeds: list[int] = field(default_factory=lambda: [0])
+    steps: Count = 100
+    learning_rate: Positive = 3e-4
+    batch_size: Count = 16
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     curve: list[int] = field(default_factory=list)
-    max_new_tokens: int = 25
-    lora_rank: int | None = None
+    max_new_tokens: Count = 25
+    lora_rank: Count | None = None
     template: str | None = None
-    max_length: int | None = None
+    max_length: Count | None = None
     train_arguments: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("limit_train", "limit_test", "steps", "batch_size", "max_new_tokens", "lora_rank"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} is {value}; allowed: 1 or more.")
-        if not (self.learning_rate > 0 and math.isfinite(self.learning_rate)):
-            raise ConfigError(f"learning_rate is {self.learning_rate}; allowed: a number above 0.")
+        super().__post_init__()
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ConfigError(f"seeds is {self.seeds}; allowed: at least one whole number, none twice.")
         if any(not 0 <= step <= self.steps for step in self.curve):
@@ -232,8 +227,8 @@ class Trainability(Evaluation):
 
     def _task(self, model: Any, tokenizer: PreTrainedTokenizerBase, data: StudyData) -> Task:
         task = self._sandbox_task(tokenizer, data) if self._in_sandbox() else self._source_task(data)
-        context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        if context is not None and task.max_length > context:
+        context = context_size(model)
+        if task.max_length > context:
             raise ConfigError(
                 f"trainability: max_length is {task.max_length}, but the model's context has {context} tokens."
                 f" Set max_length: {context} or less."

@@ -10,8 +10,9 @@ from transformers import PreTrainedTokenizerBase
 
 from ..data.parties import StudyData
 from ..data.problems import Problems
+from ..recipes.ranges import Count
 from .base import EVALUATIONS, Evaluation, Measured
-from .likelihood import Request, check_counts, encode, log_likelihoods, table
+from .likelihood import Request, encode, log_likelihoods, table
 
 QA_PRESET = """\
 Q: What is human life expectancy in the United States?
@@ -54,11 +55,8 @@ class TruthfulQA(Evaluation):
     attacked = False
 
     source: str
-    limit: int | None = None
-    batch_size: int = 16
-
-    def __post_init__(self) -> None:
-        check_counts(limit=self.limit, batch_size=self.batch_size)
+    limit: Count | None = None
+    batch_size: Count = 16
 
     def measure(
         self, model: Any, tokenizer: PreTrainedTokenizerBase, data: StudyData, *, seed: int, harm: str | None = None
@@ -91,7 +89,7 @@ def true_mass(log_probs: list[float], labels: list[bool]) -> float:
     return float(mass[np.asarray(labels)].sum() / mass.sum())
 
 
-def read_questions(source: str, limit: int | None = None) -> list[tuple[str, Choices, Choices]]:
+def read_questions(source: str, limit: Count | None = None) -> list[tuple[str, Choices, Choices]]:
     """(question, MC1 answers, MC2 answers) of each row, true answers first.
 
     Raises:

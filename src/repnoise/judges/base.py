@@ -6,9 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from pydantic import ValidationError
-
-from ..errors import ConfigError
+from ..errors import ConfigError, OptionsError
 from ..registry import Registry
 from .text import is_degenerate, is_refusal
 
@@ -88,11 +86,8 @@ def build_judges(entries: Sequence[str | Mapping[str, Any]]) -> dict[str, Judge]
             raise ConfigError(f"the judge {label} is there twice; give each a label of its own.")
         try:
             judges[label] = JUDGES.build(name, options)
-        except ValidationError as error:
-            wrong = "; ".join(
-                f"{'.'.join(map(str, e['loc']))}: {e['msg']} (got {e['input']!r})" for e in error.errors()
-            )
-            raise ConfigError(f"judge {name!r}: {wrong}") from error
+        except OptionsError as error:
+            raise ConfigError(f"judge {name!r}: {'; '.join(error.lines)}") from error
     if not judges:
         raise ConfigError(f"no judge at all; available: {', '.join(JUDGES.names())}.")
     return judges

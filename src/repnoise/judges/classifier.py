@@ -112,6 +112,7 @@ class Classifier(Judge):
         """Model, tokenizer, indices of the harmful labels, whether labels are independent, tokens that fit."""
         import torch
 
+        from ..models import context_size
         from ..models.loading import load_tokenizer
 
         model = _load_model(self.model, self.revision)
@@ -135,8 +136,7 @@ class Classifier(Judge):
         if getattr(config, "pad_token_id", None) is None:  # decoders classify at the last token that is not pad
             config.pad_token_id = tokenizer.pad_token_id
         tokenizer.truncation_side, tokenizer.padding_side = "left", "right"
-        holds = getattr(config, "max_position_embeddings", None)
-        limit = min(self.max_length, tokenizer.model_max_length, holds or self.max_length)
+        limit = min(self.max_length, tokenizer.model_max_length, context_size(model))
         if torch.cuda.is_available():
             model = model.to("cuda")
         return model, tokenizer, harmful, sigmoid, limit

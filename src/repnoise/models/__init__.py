@@ -1,13 +1,13 @@
 """Model families, activations, loading and saving, adapters."""
 
-from repnoise.models.adapters import add_lora, load_adapter, merge, merge_into
-from repnoise.models.anatomy import anatomy
-from repnoise.models.capture import Capture, capture, check_anatomy
-from repnoise.models.families import FAMILIES, Family, register_family
-from repnoise.models.loading import check_4bit, check_fits, check_source, load_model, load_tokenizer, random_model
-from repnoise.models.saving import model_fingerprint, save_model
-from repnoise.models.structure import Anatomy, unwrap
-from repnoise.models.zero3 import gathered
+from .adapters import add_lora, load_adapter, merge, merge_into
+from .anatomy import anatomy
+from .capture import Capture, capture, check_anatomy
+from .families import FAMILIES, Family, register_family
+from .loading import check_4bit, check_fits, check_source, load_model, load_tokenizer, random_model
+from .saving import model_fingerprint, save_model
+from .structure import Anatomy, context_size, last_logits, unwrap
+from .zero3 import gathered
 
 __all__ = [
     "FAMILIES",
@@ -21,7 +21,9 @@ __all__ = [
     "check_anatomy",
     "check_fits",
     "check_source",
+    "context_size",
     "gathered",
+    "last_logits",
     "load_adapter",
     "load_model",
     "load_tokenizer",

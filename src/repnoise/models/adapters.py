@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import difflib
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,8 +15,8 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from repnoise.errors import ConfigError, ModelError, RunError
-from repnoise.models.quantised import is_quantised
+from ..errors import ConfigError, ModelError, RunError, suggest
+from .quantised import is_quantised
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -85,8 +84,7 @@ def check_adapter(kind: str, options: Mapping[str, Any]) -> None:
     known = [field.name for field in dataclasses.fields(cls) if field.init]
     for key in options:
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
+            hint = suggest(key, known)
             raise ConfigError(f"the adapter {kind!r} has no option {key!r}.{hint} See {cls.__name__} of peft.")
 
 
@@ -151,9 +149,7 @@ def _adapter_class(kind: str) -> Any:
             f"the adapter {kind!r} cannot be merged into the weights, and an attack must leave a plain model."
             f" Allowed: {', '.join(sorted(usable))}."
         )
-    near = difflib.get_close_matches(name, usable, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise ConfigError(f"peft knows no adapter {kind!r}.{hint} Allowed: {', '.join(sorted(usable))}.")
+    raise ConfigError(f"peft knows no adapter {kind!r}.{suggest(name, usable)} Allowed: {', '.join(sorted(usable))}.")
 
 
 def merge(model: nn.Module) -> PreTrainedModel:

@@ -10,8 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from repnoise.errors import ModelError
-
+from ..errors import ModelError
 from .families import FAMILIES, unknown_family
 from .structure import Anatomy, is_sharded, unwrap
 
@@ -52,7 +51,7 @@ def anatomy(model: nn.Module) -> Anatomy:
     )
     if not is_sharded(model):
         return parts
-    from repnoise.models.sharding import ShardedAnatomy
+    from .sharding import ShardedAnatomy
 
     return ShardedAnatomy(model, parts)
 

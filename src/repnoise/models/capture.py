@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from repnoise.errors import ModelError, RunError
-from repnoise.models.anatomy import anatomy
-from repnoise.models.structure import Anatomy, is_sharded, unwrap
+from ..errors import ModelError, RunError
+from .anatomy import anatomy
+from .structure import Anatomy, is_sharded, unwrap
 
 
 class Capture:

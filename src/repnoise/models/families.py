@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from repnoise.errors import ModelError
+from ..errors import ModelError
 
 
 @dataclass(frozen=True)

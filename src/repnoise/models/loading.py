@@ -29,8 +29,8 @@ from transformers import (
 from transformers.utils import cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from repnoise.errors import MissingExtraError, ModelError, RepNoiseError
-from repnoise.models import adapters, quantised
+from ..errors import MissingExtraError, ModelError, RepNoiseError
+from . import adapters, quantised
 
 logger = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ import torch
 from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import is_bitsandbytes_available
 
-from repnoise.errors import MissingExtraError
-from repnoise.models.families import FAMILIES
+from ..errors import MissingExtraError
+from .families import FAMILIES
 
 
 def require_bitsandbytes() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import logging
 import os
@@ -17,9 +16,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from repnoise.errors import ModelError, RunError
-from repnoise.models import adapters, vector
-from repnoise.models.structure import is_sharded, unwrap
+from ..errors import ModelError, RunError
+from ..store.files import disk_guard
+from . import adapters, vector
+from .structure import is_sharded, unwrap
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ def save_model(
         return _write(model, None, tokenizer, folder, overwrite)
     weights = None
     if sharded:
-        from repnoise.models.sharding import full_weights
+        from .sharding import full_weights
 
         weights = full_weights(unwrap(model))
     failure: BaseException | None = None
@@ -81,31 +81,33 @@ def _write(
         raise ModelError(
             f"{folder} exists already.\nAllowed: a new or empty folder. Next step: another name, or overwrite=True."
         )
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.writing-", dir=folder.parent))
-    try:
-        draft.chmod(0o755)
-        _mend_generation_config(plain)
-        if weights is not None:
-            tied = getattr(plain, "all_tied_weights_keys", {})  # {head: embedding}: collected twice, stored once
-            weights = {name: weight for name, weight in weights.items() if tied.get(name) not in weights}
-        plain.save_pretrained(draft, state_dict=weights)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(draft)
-        for path in draft.rglob("*"):
-            if path.is_file():
-                _flush(path)
-        _swap(draft, folder)
-    except BaseException as error:
-        shutil.rmtree(draft, ignore_errors=True)
-        if _disk_full(error):
-            free = shutil.disk_usage(folder.parent).free / 2**20
-            raise RunError(
-                f"The disk is full: {folder} was not written, nothing was left ({free:.0f} MiB are free).\n"
-                "Next step: free some space or choose another folder, then run the same command again."
-            ) from error
-        raise
+    with disk_guard(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.writing-", dir=folder.parent))
+        try:
+            _mend_generation_config(plain)
+            if weights is not None:
+                tied = getattr(plain, "all_tied_weights_keys", {})  # {head: embedding}: collected twice, stored once
+                weights = {name: weight for name, weight in weights.items() if tied.get(name) not in weights}
+            plain.save_pretrained(draft, state_dict=weights)
+            if tokenizer is not None:
+                tokenizer.save_pretrained(draft)
+            for path in [draft, *draft.rglob("*")]:
+                _follow_umask(path)
+                if path.is_file():
+                    _flush(path)
+            _swap(draft, folder)
+        except BaseException:
+            shutil.rmtree(draft, ignore_errors=True)
+            raise
     return folder
+
+
+def _follow_umask(path: Path) -> None:
+    """safetensors and temporary folders keep files to their owner; others must be able to serve what is released."""
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
 
 
 def model_fingerprint(path: str | Path) -> str:
@@ -166,9 +168,3 @@ def _swap(draft: Path, folder: Path) -> None:
 def _flush(path: Path) -> None:
     with path.open("rb") as stream:
         os.fsync(stream.fileno())
-
-
-def _disk_full(error: BaseException) -> bool:
-    """safetensors reports a full disk in its own error type, by text alone."""
-    full = (errno.ENOSPC, errno.EDQUOT)
-    return getattr(error, "errno", None) in full or any(f"os error {code})" in str(error) for code in full)

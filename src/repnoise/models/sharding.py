@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Partial
 
-from repnoise.errors import ModelError
-from repnoise.models.structure import Anatomy
-from repnoise.models.zero3 import gathered, is_zero3, keep, whole_state
+from ..errors import ModelError
+from .structure import Anatomy
+from .zero3 import gathered, is_zero3, keep, whole_state
 
 
 def whole_modules(model: nn.Module, modules: tuple[nn.Module, ...]) -> tuple[nn.Module, ...]:

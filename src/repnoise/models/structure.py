@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from dataclasses import dataclass
 from typing import Any, cast
@@ -9,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from repnoise.models.zero3 import is_zero3
+from .zero3 import is_zero3
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,16 @@ class Anatomy:
         if self.softcap is not None:
             logits = self.softcap * torch.tanh(logits / self.softcap)
         return logits
+
+
+def context_size(model: Any) -> int:
+    """Tokens that the model can read at once; as good as endless where its config names no limit."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
+
+
+def last_logits(model: nn.Module) -> dict[str, int]:
+    """Arguments of a forward pass whose logits nobody reads: the head runs on the last position only, if it can."""
+    return {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(unwrap(model).forward).parameters else {}
 
 
 def is_sharded(model: nn.Module) -> bool:

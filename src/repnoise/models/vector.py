@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from repnoise.models import adapters
+from . import adapters
 
 FOLDER = "security_vector"
 Shifts = Sequence[tuple[nn.Parameter, Tensor]]

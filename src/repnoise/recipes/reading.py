@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Sequence
 from importlib import resources
@@ -11,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from ..errors import ConfigError
+from ..errors import ConfigError, suggest
 
 RECIPES = resources.files("repnoise") / "recipes"
 
@@ -57,10 +56,9 @@ def recipe_text(name: str) -> str:
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"cannot read the recipe {name}: {error}") from error
     if name not in recipe_names():
-        near = difflib.get_close_matches(name, recipe_names(), n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+        known = recipe_names()
         raise ConfigError(
-            f"there is no recipe {name!r}.{hint} Shipped: {', '.join(recipe_names())}."
+            f"there is no recipe {name!r}.{suggest(name, known)} Shipped: {', '.join(known)}."
             " A file of your own ends in .yaml."
         )
     return (RECIPES / f"{name}.yaml").read_text(encoding="utf-8")

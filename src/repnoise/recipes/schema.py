@@ -20,6 +20,7 @@ from pydantic import (
 )
 
 from ..bars import Bars
+from .ranges import Count, Positive, Whole
 
 
 class Strict(BaseModel):
@@ -46,8 +47,6 @@ def _number(value: Any) -> Any:
     return value
 
 
-Positive = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=1)]
 Size = Annotated[int | float, PlainValidator(_number)]
 
 
@@ -188,7 +187,7 @@ class AttackConfig(Open):
     harm: Annotated[list[str] | None, BeforeValidator(lambda v: v if v is None else _listed(v))] = None
     """Which of the data's harms to attack; null = all of them."""
     learning_rate: Annotated[list[Positive], BeforeValidator(_listed)] = [3e-4]
-    steps: Annotated[list[Annotated[int, Field(ge=0)]], BeforeValidator(_listed)] = [100]
+    steps: Annotated[list[Whole], BeforeValidator(_listed)] = [100]
     """0 = no training: the attack changes the weights and that is all."""
     lora_rank: Annotated[list[Count | None], BeforeValidator(_listed)] = [None]
     batch_size: Annotated[list[Count], BeforeValidator(_listed)] = [16]
@@ -258,7 +257,7 @@ class Recipe(Strict):
     defended: str | None = None
     """A model that was defended elsewhere (folder or hub id): measured and attacked as it is, `defence` is not run."""
     evaluations: Annotated[list[EvaluationEntry], Field(min_length=1)] = [EvaluationConfig(name="loss", label="loss")]
-    curve: list[Annotated[int, Field(ge=0)]] = []
+    curve: list[Whole] = []
     """Attack steps at which harm is measured on the way."""
     bars: Bars = Bars()
     """Bars of the verdict; a recipe may tighten them."""

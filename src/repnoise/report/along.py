@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from repnoise.bars import Bars
-from repnoise.intervals import area, mean_interval
-from repnoise.report.head_start import EPSILON
+from repnoise.intervals import area
+from repnoise.report.head_start import EPSILON, mean_over, rate_over
 from repnoise.report.reading import BASE, CONTROLS, DEFENDED, Attacked, Model, Study
 from repnoise.report.readings import Reading, pick
 from repnoise.report.records import Areas, Lines, Point, StepsToBreak
@@ -20,31 +20,31 @@ def lines_of(study: Study, model: Model, group: Sequence[Attacked], judge: str |
     for one in (study.base, model, *(study.controls.get(c) for c in CONTROLS)):
         if one is None:
             continue
-        values: dict[int, list[float]] = {}
+        by_step: dict[int, list[Reading]] = {}
         for a in group:
             match = one.attack(a.key, a.seed)
             start = one.before(a.metric, judge=judge)
-            for step, value in curve(match, a.metric, start, judge).items() if match else ():
-                values.setdefault(step, []).append(value)
-        if values:
-            bounds = (0.0, 1.0) if group[0].bounded else None
-            means = {step: mean_interval(v, bounds=bounds) for step, v in sorted(values.items())}
-            lines[one.role] = [Point(step, e.value, e.lo, e.hi) for step, e in means.items()]
+            for step, reading in curve(match, a.metric, start, judge).items() if match else ():
+                by_step.setdefault(step, []).append(reading)
+        over = rate_over if group[0].bounded else mean_over
+        means = {step: over(readings) for step, readings in sorted(by_step.items())}
+        if means:
+            lines[one.role] = [Point(step, e.mean, e.lo, e.hi) for step, e in means.items() if e is not None]
     return lines
 
 
-def curve(attacked: Attacked, metric: str, start: Reading | None, judge: str | None) -> dict[int, float]:
+def curve(attacked: Attacked, metric: str, start: Reading | None, judge: str | None) -> dict[int, Reading]:
     """`metric` by step along one attack, from the value before the attack at step 0 to the final one."""
-    points = {} if start is None else {0: start.value}
+    points = {} if start is None else {0: start}
     steps = {row.step for row in attacked.by_metric.get(metric, ()) if row.step is not None}
     for step in steps:
         rows = [row for row in attacked.by_metric[metric] if row.step == step]
         value = pick(rows, metric, steps=step, judge=judge)
         if value is not None:
-            points[step] = value.value
+            points[step] = value
     final = attacked.final(metric, judge=judge)
     if final is not None and attacked.settings.steps is not None:
-        points[attacked.settings.steps] = final.value
+        points[attacked.settings.steps] = final
     return dict(sorted(points.items()))
 
 

@@ -166,6 +166,11 @@ def rate_over(readings: Sequence[Reading]) -> Estimate | None:
     return Estimate.of(mean_interval([each.value for each in readings], bounds=RATE, items=items))
 
 
+def mean_over(readings: Sequence[Reading]) -> Estimate | None:
+    """Mean over seeds of what has no bounds, such as a loss; None of nothing."""
+    return Estimate.of(mean_interval([each.value for each in readings])) if readings else None
+
+
 def _seeds(n: int) -> str:
     return f"{n} seed{'' if n == 1 else 's'}"
 

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: atomic writes, honest errors when the disk is full, and a folder lock.
+"""Files that are whole or not there: atomic writes, and honest errors when the disk is full.
 
 Every file is written to a temporary name in the same folder, synced and renamed, so a crash or a full disk
 leaves the old file as it was.
@@ -27,18 +27,32 @@ def now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
+# What stands in the way lies at the path itself, and another folder helps.
+CANNOT_WRITE = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+)
+
+
 @contextlib.contextmanager
 def disk_guard(path: Path) -> Iterator[None]:
-    """Turn "no space left" of any writer (also safetensors) into a RunError with place and next step."""
+    """Turn what a disk refuses of any writer (also safetensors) into a RunError with place and next step."""
     try:
         yield
     except RunError:
         raise
     except Exception as error:
         code = error.errno if isinstance(error, OSError) else None
-        if code in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
-            raise RunError(f"Cannot write {path}: {os.strerror(code)}. Choose another --out folder.") from error
-        if code not in (errno.ENOSPC, errno.EDQUOT) and "No space left on device" not in str(error):
+        if code in CANNOT_WRITE:
+            raise RunError(f"Cannot write {path}: {os.strerror(code)}. Choose another folder.") from error
+        full = (errno.ENOSPC, errno.EDQUOT)  # safetensors tells of them in its own error type, by text alone
+        if code not in full and not any(f"os error {number})" in str(error) for number in full):
             raise
         folder = next((p for p in (path, *path.parents) if p.is_dir()), Path("."))
         free = shutil.disk_usage(folder).free / 2**20

@@ -8,20 +8,24 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from ..attacks import ATTACKS
 from ..defences import DEFENCES
-from ..errors import ConfigError
+from ..errors import ConfigError, OptionsError, unknown_key
 from ..evaluations import EVALUATIONS
 from ..recipes.checking import check_recipe, dump
 from ..recipes.reading import raw_recipe
+<<<<<<< HEAD
 from ..recipes.schema import TRAINING_AXES, AttackConfig, DefenceConfig, EvaluationConfig, Open, Recipe
 from ..registry import Registry, unknown_key
 from ..training.arguments import ATTACK_DEFAULTS, DEFENCE_DEFAULTS, train_errors
 from .identity import options_of
 
 _HOME = re.compile(r"(?P<kind>([A-Za-z]\w+:)?)(?P<path>~(/.*)?)")
+=======
+from ..recipes.schema import AttackConfig, DefenceConfig, EvaluationConfig, Open, Recipe
+from ..registry import Registry
+from ..training.arguments import train_errors
+>>>>>>> house
 
 
 def resolve(name: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -92,10 +96,8 @@ def _option_errors(registry: Registry[Any], values: Mapping[str, Any], config: t
             for key in [key for key in options if key not in theirs]:
                 yield f"{where}.{key}: {unknown_key(key, list(dict.fromkeys([*theirs, *ours])))}"
             registry.build(name, {key: options[key] for key in options if key in theirs})
-        except ValidationError as error:
-            for each in error.errors():
-                at = ".".join([where, *map(str, each["loc"])])
-                yield f"{at}: {each['msg'].removeprefix('Value error, ')} (got {each['input']!r})"
+        except OptionsError as error:
+            yield from (f"{where}.{line}" for line in error.lines)
         except ConfigError as error:
             yield f"{where}: {error}"
     train = values.get("train") if "train" in ours else None

@@ -15,7 +15,7 @@ from ..data.parties import StudyData
 from ..defences import DEFENCES
 from ..errors import ModelError
 from ..evaluations import Evaluation
-from ..models import anatomy, check_fits, load_model, random_model, save_model
+from ..models import anatomy, check_fits, context_size, load_model, random_model, save_model
 from ..recipes.schema import Recipe
 from ..store.provenance import canonical_hash
 from ..store.run import Run
@@ -167,8 +167,8 @@ class Study:
             model = load_model(target.source, **{"dtype": self.recipe.dtype, "revision": target.revision, **options})
         check_fits(model, self.tokenizer)
         anatomy(model)  # an unknown family is refused here, before any work
-        context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        if context is not None and self.data.max_length > context:
+        context = context_size(model)
+        if self.data.max_length > context:
             raise ModelError(
                 f"data.max_length is {self.data.max_length}, but the context of {target.source} has {context}"
                 f" tokens. Set data.max_length={context} or less."

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import typing
 from collections.abc import Iterator, Mapping
 from enum import Enum
@@ -15,8 +14,12 @@ import torch
 from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
 from transformers import TrainingArguments
 
+<<<<<<< HEAD
 from ..errors import ConfigError
 from ..recipes.schema import TRAINING_AXES
+=======
+from ..errors import ConfigError, suggest
+>>>>>>> house
 
 
 @cache
@@ -29,9 +32,7 @@ def train_errors(values: Mapping[str, Any], where: str) -> Iterator[str]:
     right = {}
     for key, value in values.items():
         if key not in train_fields():
-            near = difflib.get_close_matches(str(key), train_fields(), n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            yield f"{where}.{key}: not a field of transformers.TrainingArguments.{hint}"
+            yield f"{where}.{key}: not a field of transformers.TrainingArguments.{suggest(str(key), train_fields())}"
         elif value is not None and (problem := _mistyped(train_fields()[key], value)):
             yield f"{where}.{key}: {problem} (got {value!r})"
         else:

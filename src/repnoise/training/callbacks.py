@@ -7,17 +7,15 @@ import signal
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from transformers import TrainerCallback
 from transformers.trainer_callback import ProgressCallback
+from transformers.trainer_utils import IntervalStrategy
 
 from ..data import PairDataset
 from ..store.files import append_jsonl, read_jsonl, write_jsonl
-
-if TYPE_CHECKING:
-    pass
 
 
 class TermProgress(ProgressCallback):
@@ -40,6 +38,14 @@ class TellEpoch(TrainerCallback):
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.dataset.set_epoch(int(state.epoch or 0))
+
+
+class LogLastStep(TrainerCallback):
+    """The steps since the last line are logged too when training ends between two lines."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if control.should_training_stop and args.logging_strategy != IntervalStrategy.NO:
+            control.should_log = True
 
 
 class StepLog(TrainerCallback):

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from ..models import unwrap
-
-if TYPE_CHECKING:
-    pass
-
+from ..losses import IGNORE_INDEX
+from ..models import last_logits
+from ..registry import Checked
+from ..seeds import derive_seed
 
 Stream = dict[str, Tensor]
 
@@ -42,35 +40,47 @@ class Window:
     tokens: dict[str, float] = field(default_factory=dict)
     shared: dict[str, Any] = field(default_factory=dict)
 
-    def generator(self, name: str, *, per_micro_batch: bool = True) -> torch.Generator:
-        """Random numbers that depend on (seed, step, name[, micro-batch]) only.
+    def generator(
+        self, name: str, *, per_micro_batch: bool = True, device: torch.device | str = "cpu"
+    ) -> torch.Generator:
+        """Random numbers that depend on (seed, step, name[, micro-batch]) and on the kind of device only.
 
-        No state is carried from step to step, so a resumed run draws what an uninterrupted one would have drawn.
+        No state is carried from step to step, so a resumed run draws what an uninterrupted one would have drawn. Draw
+        what is large on the device where it is used: a CPU takes longer for the noise than a GPU for the whole step.
         """
-        key = (self.seed, self.step, self.index if per_micro_batch else -1, *name.encode())
-        mixed = 1469598103934665603  # FNV-1a over the key
-        for part in key:
-            mixed = ((mixed ^ (part & 0xFFFFFFFF)) * 1099511628211) % 2**63
-        return torch.Generator().manual_seed(mixed)
+        seed = derive_seed(self.seed, self.step, self.index if per_micro_batch else -1, name)
+        return torch.Generator(device).manual_seed(seed)
 
 
-class Objective:
-    """A loss made of named terms; subclasses are defences and attacks.
+class Objective(Checked):
+    """A loss made of named terms; subclasses are defences and attacks, dataclasses whose fields are their options.
 
     Attributes:
-        needs: names of the batch streams that `terms` reads: "harmful", "harmless", "retain".
-        same_length: pad all streams to one length (only the released loss compares them by position).
+        needs: names of the batch streams that `terms` always reads: "harmful", "harmless", "retain".
         retain_batch: retain rows drawn beside each pair.
-        vector: arguments of `models.add_lora`: train this adapter and not the weights; it is released beside them
-            and active while others train (models/vector.py).
         handles_weights: `terms` reads weights, copies the model or calls autograd; DeepSpeed ZeRO-3 is refused.
     """
 
-    needs: tuple[str, ...] = ()
-    same_length: bool = False
+    needs: ClassVar[tuple[str, ...]] = ()
     retain_batch: int = 1
-    vector: Mapping[str, Any] | None = None
     handles_weights: ClassVar[bool] = False
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """Names of the batch streams that `terms` reads with these options: `needs`, and what an option adds."""
+        return self.needs
+
+    @property
+    def same_length(self) -> bool:
+        """Pad all streams to one length (only the released loss compares them by position)."""
+        return False
+
+    @property
+    def vector(self) -> Mapping[str, Any] | None:
+        """Arguments of `models.add_lora`: train this adapter and not the weights; it is released beside them and
+        active while others train (models/vector.py).
+        """
+        return None
 
     def setup(self, model: nn.Module) -> None:
         """Called once before training, with the model as it is then (to keep a frozen copy, for example)."""
@@ -110,10 +120,10 @@ def hidden_pass(model: nn.Module, stream: Stream) -> None:
 
     The call goes through the model itself, not its backbone, so that DDP and FSDP see it.
     """
-    short = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(unwrap(model).forward).parameters else {}
-    model(input_ids=stream["input_ids"], attention_mask=stream["attention_mask"], use_cache=False, **short)
+    last = last_logits(model)
+    model(input_ids=stream["input_ids"], attention_mask=stream["attention_mask"], use_cache=False, **last)
 
 
 def trained_tokens(stream: Stream) -> float:
     """Number of labels that count after the shift by one."""
-    return float((stream["labels"][:, 1:] != -100).sum())
+    return float((stream["labels"][:, 1:] != IGNORE_INDEX).sum())

@@ -8,19 +8,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from ..data import PairDataset, StreamCollator, pad_id
+from ..data import Pair, PairDataset, Row, StreamCollator, pad_id
 from ..errors import ConfigError, DataError, RunError
-
-if TYPE_CHECKING:
-    from ..data import Pair, Row
-from .callbacks import StepLog, TellEpoch, TermProgress
+from .callbacks import LogLastStep, StepLog, TellEpoch, TermProgress
 from .objective import Objective, Window, trained_tokens
 
 
@@ -32,10 +29,11 @@ class ObjectiveTrainer(Trainer):
         train_dataset: a list of `Pair`, or any dataset whose items are {stream: {"input_ids", "labels"}}.
         retain_dataset: rows for objectives that need the stream "retain" (with a list of pairs only).
         template, max_length: how pairs become tokens (with a list of pairs only).
-        log_file: a JSONL file that gets one line per optimiser step.
+        log_file: a JSONL file that gets a line whenever the loss is logged (`logging_steps`), and for the last step.
 
-    Every term is logged with the loss. Raises `RunError` when the loss is not finite; the weights of the last
-    checkpoint are untouched by that step.
+    Beside the loss every term is logged, as its mean over the steps since the last line (their sum is the loss), and
+    `tokens`, how many all streams and processes had in these steps, padding left out. Raises `RunError` when the loss
+    is not finite; the weights of the last checkpoint are untouched by that step.
     """
 
     objective: Objective
@@ -44,11 +42,11 @@ class ObjectiveTrainer(Trainer):
     def __init__(
         self,
         model: Any = None,
-        objective: Objective | None = None,
         args: TrainingArguments | None = None,
         train_dataset: Sequence[Pair] | Any = None,
         processing_class: PreTrainedTokenizerBase | None = None,
         *,
+        objective: Objective,
         retain_dataset: Sequence[Row] | None = None,
         template: str = "auto",
         max_length: int = 256,
@@ -56,15 +54,12 @@ class ObjectiveTrainer(Trainer):
         callbacks: list[TrainerCallback] | None = None,
         **kwargs: Any,
     ) -> None:
-        if objective is None:
-            raise TypeError("ObjectiveTrainer needs an objective, for example RepNoise(alpha=1.0, beta=1e-3)")
         self.objective = objective
         args = args or TrainingArguments(output_dir="trainer_output", report_to="none")
         args.remove_unused_columns = False  # our items are nested by stream; the base class would drop them all
         if isinstance(train_dataset, list):
             if processing_class is None:
                 raise TypeError("a list of pairs needs processing_class, the tokenizer")
-            streams = tuple(objective.needs)
             train_dataset = PairDataset(
                 train_dataset,
                 processing_class,
@@ -72,7 +67,7 @@ class ObjectiveTrainer(Trainer):
                 max_length=max_length,
                 retain=retain_dataset,
                 retain_batch=objective.retain_batch,
-                streams=streams,
+                streams=objective.streams,
                 seed=args.seed,
             )
         if "data_collator" not in kwargs:
@@ -94,12 +89,14 @@ class ObjectiveTrainer(Trainer):
             )
         self.loss_is_scaled_for_ga = True  # terms are sums over the whole window already
         self._windows: Iterator[Window] = iter(())
-        self._terms: dict[str, float] = {}
-        self._micro_batches = 0
-        self._tokens = 0.0
+        # of the micro-batches since the last log line, which began after step `_since`
+        self._terms: dict[str, list[Tensor]] = {}
+        self._tokens: list[Tensor] = []
+        self._since = 0
         self.remove_callback(PrinterCallback)
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(TermProgress())
+        self.add_callback(LogLastStep())
         if isinstance(train_dataset, PairDataset):
             self.add_callback(TellEpoch(train_dataset))
         if log_file is not None:
@@ -113,14 +110,16 @@ class ObjectiveTrainer(Trainer):
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         if not batches:
             return batches, None
-        missing = [name for name in self.objective.needs if name not in batches[0]]
+        if self.state.global_step == self._globalstep_last_logged:
+            self._terms, self._tokens, self._since = {}, [], self.state.global_step
+        missing = [name for name in self.objective.streams if name not in batches[0]]
         if missing:
             raise DataError(
-                f"{type(self.objective).__name__} needs the batch streams {', '.join(self.objective.needs)};"
+                f"{type(self.objective).__name__} needs the batch streams {', '.join(self.objective.streams)};"
                 f" the data set gives {', '.join(batches[0])}. Pass"
                 f" {'retain rows (retain_dataset=...)' if 'retain' in missing else 'paired data'}."
             )
-        tokens = {name: sum(trained_tokens(batch[name]) for batch in batches) for name in self.objective.needs}
+        tokens = {name: sum(trained_tokens(batch[name]) for batch in batches) for name in self.objective.streams}
         world, rank = self.args.world_size, self.args.process_index
         shared: dict[str, Any] = {}
         windows = [
@@ -139,8 +138,7 @@ class ObjectiveTrainer(Trainer):
             for window in windows:
                 window.shared = shared
         self._windows = iter(windows)
-        masks = [batch[name]["attention_mask"] for batch in batches for name in self.objective.needs]
-        self._tokens = float(sum(int(mask.sum()) for mask in masks))
+        self._tokens += [batch[name]["attention_mask"].sum() for batch in batches for name in self.objective.streams]
         return batches, None
 
     def _mean_over_processes(self, values: dict[str, Any]) -> dict[str, Any]:
@@ -162,9 +160,9 @@ class ObjectiveTrainer(Trainer):
         terms = self.objective.terms(model, batch)
         loss = torch.stack([term.float() for term in terms.values()]).sum()
         for name, term in terms.items():
-            self._terms[name] = self._terms.get(name, 0.0) + term.detach().item()
-        if not all(map(math.isfinite, self._terms.values())):
-            values = ", ".join(f"{name} {value:.4g}" for name, value in self._terms.items())
+            self._terms.setdefault(name, []).append(term.detach())
+        if not math.isfinite(loss.item()):
+            values = ", ".join(f"{name} {term.item():.4g}" for name, term in terms.items())
             raise RunError(
                 f"the loss is not finite at step {self.state.global_step + 1} ({values})."
                 f" The last checkpoint is intact. Lower the learning rate (now {self._get_learning_rate():.3g}),"
@@ -173,18 +171,18 @@ class ObjectiveTrainer(Trainer):
         return (loss, {}) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the mean of every term since the last log line."""
+        """Add what the class docstring says of every line. Only here are terms read from the device."""
         if "loss" in logs and self._terms:
-            steps = max(1, self.state.global_step - self._globalstep_last_logged)
-            found = self._mean_over_processes({**self._terms, "tokens": self._tokens})
-            logs["tokens"] = found.pop("tokens") * self.args.world_size
+            sums = {name: sum(torch.stack(each).tolist()) for name, each in (self._terms | {"": self._tokens}).items()}
+            found = self._mean_over_processes(sums)
+            logs["tokens"] = float(found.pop("") * self.args.world_size)
+            steps = self.state.global_step - self._since
             logs.update({name: value / steps for name, value in found.items()})
-            self._terms = {}
         super().log(logs, start_time)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """6 FLOPs per parameter and token of every stream (the base class does not see nested streams)."""
-        tokens = sum(inputs[name]["input_ids"].numel() for name in self.objective.needs)
+        tokens = sum(inputs[name]["input_ids"].numel() for name in self.objective.streams)
         # DeepSpeed ZeRO-3 keeps empty tensors in the weights' places
         return 6 * tokens * sum(getattr(p, "ds_numel", p.numel()) for p in self.model.parameters())
 

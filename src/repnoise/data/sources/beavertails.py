@@ -35,7 +35,7 @@ class BeaverTails(Source):
     """Unsafe responses paired with neutral refusals; safe responses as rows.
 
     The data set has no refusals: the paper generated them with the model it defends. Here they are neutral
-    sentences chosen by the prompt's hash; `repnoise pairs` replaces them with the model's own.
+    sentences chosen by the prompt's hash. For the model's own, bring pairs of your own.
 
     Args:
         categories: "flag": a pair's category is its first true flag by name; "group": the paper's group of
