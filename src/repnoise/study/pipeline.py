@@ -89,11 +89,6 @@ def _quiet_study(recipe: Recipe, folder: Path) -> Study:
 
 def report(study: Study) -> Path:
     run = study.defended().run
-<<<<<<< HEAD
-    if run.path.is_dir():  # what was added since the defence was trained: evaluations, the utility bound
-        write_yaml(run.path / "recipe.yaml", study.written_out)
-=======
     if run.path.is_dir():  # what was added since the defence was trained: evaluations, bars
-        write_yaml(run.path / "recipe.yaml", dump(study.recipe))
->>>>>>> house
+        write_yaml(run.path / "recipe.yaml", study.written_out)
     return write_report(study.folder)

@@ -14,18 +14,12 @@ from ..errors import ConfigError, OptionsError, unknown_key
 from ..evaluations import EVALUATIONS
 from ..recipes.checking import check_recipe, dump
 from ..recipes.reading import raw_recipe
-<<<<<<< HEAD
 from ..recipes.schema import TRAINING_AXES, AttackConfig, DefenceConfig, EvaluationConfig, Open, Recipe
-from ..registry import Registry, unknown_key
+from ..registry import Registry
 from ..training.arguments import ATTACK_DEFAULTS, DEFENCE_DEFAULTS, train_errors
 from .identity import options_of
 
 _HOME = re.compile(r"(?P<kind>([A-Za-z]\w+:)?)(?P<path>~(/.*)?)")
-=======
-from ..recipes.schema import AttackConfig, DefenceConfig, EvaluationConfig, Open, Recipe
-from ..registry import Registry
-from ..training.arguments import train_errors
->>>>>>> house
 
 
 def resolve(name: str, overrides: Sequence[str] = ()) -> Recipe:

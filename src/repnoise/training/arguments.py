@@ -14,12 +14,8 @@ import torch
 from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
 from transformers import TrainingArguments
 
-<<<<<<< HEAD
-from ..errors import ConfigError
-from ..recipes.schema import TRAINING_AXES
-=======
 from ..errors import ConfigError, suggest
->>>>>>> house
+from ..recipes.schema import TRAINING_AXES
 
 
 @cache
