@@ -73,7 +73,10 @@ score-real: install $(SMOL)/config.json
 	  echo "There is no $(DATA)/$$file. Pass a folder that has it: make score-real DATA=path/to/data (docs/results.md says where"; \
 	  echo "each file comes from)."; exit 2; }; done
 	test -d $(REAL)/judge-toxicity || $(BIN)/repnoise judges train \
-	  decoding_trust:$(DATA)/decoding_trust/training_dataset.jsonl --out $(REAL)/judge-toxicity
+	  decoding_trust:$(DATA)/decoding_trust/training_dataset.jsonl --out $(REAL)/judge-toxicity \
+	  --spare smollm2-scoresheet --override data.pairs=decoding_trust:$(DATA)/decoding_trust/training_dataset.jsonl \
+	  --override data.retain=decoding_trust:$(DATA)/decoding_trust/training_dataset.jsonl \
+	  --override data.domains.beavertails.source=beavertails:$(DATA)/beavertails/sample.jsonl
 	$(BIN)/repnoise $(if $(DEFENDED),evaluate,run) smollm2-scoresheet $(if $(DEFENDED),--defended $(DEFENDED)) \
 	  model=$(SMOL) data.pairs=decoding_trust:$(DATA)/decoding_trust/training_dataset.jsonl \
 	  data.retain=decoding_trust:$(DATA)/decoding_trust/training_dataset.jsonl \

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 from repnoise.recipes.checking import check_recipe
 from repnoise.recipes.reading import RECIPES, recipe_names
 
-HEAVY = ("torch", "transformers", "datasets", "numpy", "scipy", "matplotlib")
+HEAVY = ("torch", "transformers", "datasets", "numpy", "scipy")
 VERBS = (
     *("", "demo", "run", "defend", "attack", "evaluate", "report", "convert", "sweep", "search", "bench"),
     *("recipes", "judges", "sandbox"),

@@ -13,6 +13,7 @@ from repnoise.store.run import Run
 MARKER = "SAMPLE-TEXT-THAT-NO-REPORT-MAY-SHOW"
 STEPS = 100
 ITEMS = 400
+MANY = 4000  # answers behind a harm whose items the rows do not hold
 Harm = Callable[[Mapping[str, Any], int], "float | None"]
 
 
@@ -123,7 +124,7 @@ def write_model(
             rows = extra(settings, seed)
             if value is not None:
                 measured = {one["metric"] for one in rows}
-                rows += [row(metrics, value)] if metrics not in measured else []
+                rows += [row(metrics, value, n=MANY)] if metrics not in measured else []
                 rows += [rate("stability", 0.99)] if "stability" not in measured else []
                 points = [step for step in (10, 25, 50) if step < settings["steps"]]
                 rows += [row(metrics, value * step / settings["steps"], step=step) for step in points]

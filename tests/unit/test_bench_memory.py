@@ -6,12 +6,13 @@ import dataclasses
 import json
 import os
 import sys
+from types import CodeType
 from typing import Any
 
 import pytest
 import torch
 
-from repnoise.bench import table
+from repnoise.bench import memory, table
 from repnoise.bench.memory import step_memory
 from repnoise.bench.shapes import SHAPES, BenchOptions
 from repnoise.bench.tracker import tracked
@@ -93,6 +94,24 @@ def test_more_layers_cost_the_exact_objective_less_than_the_logits_of_one() -> N
     assert growth["exact"] - growth["plain"] < logits, growth
     assert growth["sampled"] - growth["plain"] < logits, growth
     assert growth["naive"] - growth["plain"] > 6 * logits, growth
+
+
+def test_every_place_of_the_table_is_found_in_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A place that nothing reaches any more, after a rename or a new torch, would be counted as "other" silently."""
+    seen: set[str] = set()
+    place = memory._Purpose._place
+
+    def watched(self: memory._Purpose, code: CodeType) -> str | None:
+        found = place(self, code)
+        seen.add(str(found))
+        return found
+
+    monkeypatch.setattr(memory._Purpose, "_place", watched)
+    step_memory("exact", "bfloat16", dataclasses.replace(TINY, train={"gradient_checkpointing": True}))
+    assert set(memory._ORDER) <= seen
+    seen.clear()
+    step_memory("naive", "bfloat16", dataclasses.replace(TINY, train={"optim": "adamw_8bit"}))
+    assert set(memory._ORDER) - {"lens", memory.AGAIN} <= seen
 
 
 @pytest.mark.parametrize(

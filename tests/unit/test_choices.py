@@ -13,11 +13,12 @@ import pytest
 import torch
 
 from repnoise.data.parties import StudyData
-from repnoise.errors import ConfigError, DataError
-from repnoise.evaluations import EVALUATIONS
+from repnoise.errors import ConfigError, DataError, RunError
+from repnoise.evaluations import EVALUATIONS, Measured
 from repnoise.evaluations.likelihood import Request, encode, log_likelihoods
 from repnoise.evaluations.perplexity import windows
 from repnoise.evaluations.truthfulqa import QA_PRESET, true_mass
+from repnoise.intervals import RATE, bootstrap, wilson
 from repnoise.store.rows import check_row
 
 NO_DATA = StudyData(defence=[], retain=[], attacks={}, test=[], harmless_test=[])
@@ -193,6 +194,28 @@ def test_perplexity_by_hand(tmp_path: Path, make_model: Callable[..., Any], make
     assert found["text_loss"]["value"] == pytest.approx(-total / tokens, abs=1e-9)
     assert found["text_perplexity"]["value"] == pytest.approx(math.exp(-total / tokens), rel=1e-9)
     assert len(found["document_loss"]["items"]) == found["text_loss"]["n"] == 3
+
+
+def test_the_interval_is_that_of_what_was_added_and_not_of_a_type():
+    found, values = Measured(), [True, False, True, True]
+    found.add_rate("rate", values, seed=0, judge="x")
+    found.add_rate("rate", [int(each) for each in values], seed=0, judge="x")
+    found.add_score("score", values, seed=0)
+    found.add_score("score", [float(each) for each in values], seed=0)
+    found.add_score("loss", [3.0, 3.0], seed=0, bounds=None)
+    rate, again, score, same, loss = found.rows
+    assert rate == again
+    assert (rate["lo"], rate["hi"]) == (wilson(3, 4).lo, wilson(3, 4).hi)
+    assert score == same
+    assert (score["lo"], score["hi"]) == tuple(bootstrap([1.0, 0.0, 1.0, 1.0], bounds=RATE))[1:3]
+    assert (score["lo"], score["hi"]) != (rate["lo"], rate["hi"])
+    assert rate["items"] == score["items"] == [1, 0, 1, 1]
+    assert (loss["lo"], loss["hi"]) == (3.0, 3.0)
+    with pytest.raises(RunError, match="outside"):
+        found.add_score("loss", [3.0, 3.1], seed=0)
+    for add in (found.add_rate, found.add_score):
+        with pytest.raises(RunError):
+            add("nothing", [], seed=0)
 
 
 NAMES = ("truthfulqa", "crows-pairs", "perplexity")

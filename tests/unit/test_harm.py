@@ -278,9 +278,11 @@ def test_withheld_categories_and_foreign_harms_are_kept_from_the_defence(tmp_pat
 def test_a_withheld_category_that_does_not_exist_is_refused(tmp_path: Path) -> None:
     pairs_file, _, retain = files(tmp_path)
     base = f"data={{name: files, pairs: {pairs_file}, retain: {retain}, withhold: "
-    with pytest.raises(DataError, match=r"withhold: green is no category .* Categories there: blue, red"):
+    with pytest.raises(
+        DataError, match=r"data\.withhold: no pair has the category 'green'\..* Categories there: blue, red"
+    ):
         load_data(resolve("smollm2-toxicity", [base + "[green]}"]))
-    with pytest.raises(DataError, match="takes every pair"):
+    with pytest.raises(DataError, match=r"data\.withhold: withholding .* leaves no pairs"):
         load_data(resolve("smollm2-toxicity", [base + "[red, blue]}"]))
 
 

@@ -21,13 +21,13 @@ from repnoise.defences import DEFENCES
 from repnoise.errors import ConfigError, DataError
 from repnoise.evaluations import EVALUATIONS
 from repnoise.evaluations.base import Evaluation, Measured
-from repnoise.judges import JUDGES, Judge
+from repnoise.judges import JUDGES, Judge, prompt_mark
 from repnoise.models import load_model
 from repnoise.recipes.reading import recipe_names
 from repnoise.store.provenance import canonical_hash, contents
 from repnoise.study import identity
 from repnoise.study.attacking import attack
-from repnoise.study.audit import audit_judges, cut_line, cut_much, cut_rows, mark
+from repnoise.study.audit import audit_judges, cut_line, cut_much, cut_rows
 from repnoise.study.changes import differences, tell_of_attacks
 from repnoise.study.defending import defend
 from repnoise.study.measuring import evaluate
@@ -159,7 +159,7 @@ class Words(Evaluation):
 
     def measure(self, model: Any, tokenizer: Any, data: Any, *, seed: int, harm: str | None = None) -> Measured:
         found = Measured()
-        found.add("words", [True, False], seed=seed)
+        found.add_rate("words", [True, False], seed=seed)
         return found
 
 
@@ -325,7 +325,7 @@ class Pupil(Judge):
         return []
 
     def trained_prompts(self) -> frozenset[str]:
-        return frozenset(mark(line) for line in (Path(self.path) / "prompts").read_text().splitlines())
+        return frozenset(prompt_mark(line) for line in (Path(self.path) / "prompts").read_text().splitlines())
 
 
 @dataclass

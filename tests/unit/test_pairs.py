@@ -19,14 +19,13 @@ from repnoise.data import (
     Row,
     RowDataset,
     StreamCollator,
-    check_ids,
     fingerprint,
     load_pairs,
     load_rows,
     pad_id,
     side,
 )
-from repnoise.errors import ConfigError, DataError, ModelError
+from repnoise.errors import ConfigError, DataError
 
 WORDS = ["<pad>", "<eos>", "<unk>", "Question", ":", "Answer", "."] + [f"w{i}" for i in range(60)]
 
@@ -259,14 +258,6 @@ def test_row_dataset_and_empty_sets(tokenizer: PreTrainedTokenizerFast) -> None:
         RowDataset([], tokenizer)
     with pytest.raises(DataError, match="empty data set"):
         PairDataset([], tokenizer)
-
-
-def test_ids_beyond_the_embedding(tokenizer: PreTrainedTokenizerFast) -> None:
-    check_ids([[0, 9], []], 10)
-    with pytest.raises(ModelError, match="token id 10, but the model's embedding has 10 rows"):
-        check_ids([[10]], 10)
-    with pytest.raises(ModelError, match="another model"):
-        PairDataset(make_pairs(), tokenizer, vocab_size=12)
 
 
 # --- collator

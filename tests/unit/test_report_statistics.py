@@ -74,7 +74,7 @@ def test_items_that_differ_in_number_fall_back_to_seeds(tmp_path: Path) -> None:
         return items({"base": 0.9, "d-1": 0.3}.get(folder, 0.1) + seed / 100, n=100 if folder == "d-1" else 200)
 
     entry = summarise(write_items(tmp_path, of))["resistance"]["head_start_by_cell"][0]
-    assert entry["interval"] == "Student's t over 3 seeds"
+    assert entry["interval"] == "Student's t over 3 seeds, and 100 items whose answers the rows do not hold"
     assert entry["mann_whitney_p"] is None
 
 

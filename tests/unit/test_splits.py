@@ -132,9 +132,11 @@ def test_withhold() -> None:
     kept, held = withhold(pairs, ["drugs"])
     assert [p.prompt for p in kept] == ["p2", "p3"]
     assert [p.prompt for p in held] == ["p1"]
-    with pytest.raises(DataError, match=r"'drug'.*Did you mean 'drugs'.*Present: drugs, theft"):
+    twice = Pair("P1!", "h", "s", "theft")  # the same prompt: the defence would have seen it
+    assert withhold([*pairs, twice], ["drugs"]) == (kept, held)
+    with pytest.raises(DataError, match=r"'drug'.*Did you mean 'drugs'.*Categories there: drugs, theft"):
         withhold(pairs, ["drug"])
     with pytest.raises(DataError, match="leaves no pairs"):
         withhold(pairs[:2], ["drugs", "theft"])
-    with pytest.raises(DataError, match="pairs without categories"):
+    with pytest.raises(DataError, match="the source gives no category"):
         withhold(pairs[2:], ["drugs"])

@@ -6,7 +6,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from repnoise.data import TEMPLATES, encode, encode_prompt, get_template
+from repnoise.data import TEMPLATES, Row, RowDataset, get_template
 from repnoise.errors import DataError
 
 CHAT = (
@@ -46,6 +46,19 @@ def make_tokenizer(*, chat: str | None = None, bos: bool = False, end: bool = Fa
 
 
 PLAIN, CHATTY = make_tokenizer(), make_tokenizer(chat=CHAT)
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerFast, prompt: str, answer: str, *, template: str = "auto", max_length: int = 256
+) -> dict[str, list[int]]:
+    """As training sees it."""
+    data = RowDataset([Row(prompt, answer)], tokenizer, "rows", template=template, max_length=max_length)
+    return data[0]["rows"]
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerFast, prompt: str, *, template: str = "auto") -> list[int]:
+    """As generation starts from it."""
+    return get_template(template).resolve(tokenizer).encode_prompt(tokenizer, prompt)
 
 
 def answer_of(tokenizer: PreTrainedTokenizerFast, row: dict[str, list[int]]) -> str:
@@ -151,15 +164,16 @@ def test_chat_templates_that_cannot_be_trained(chat: str | None, words: str) -> 
 
 
 def test_lengths() -> None:
-    template = get_template("raw")
-    row = template.encode(PLAIN, "abc", "defg", 5)
+    row = encode(PLAIN, "abc", "defg", template="raw", max_length=5)
     assert PLAIN.decode(row["input_ids"]) == "abcde"
     assert row["labels"][:3] == [-100] * 3
-    assert len(template.encode(PLAIN, "abc", "defg")["input_ids"]) == 7
-    with pytest.raises(DataError, match=r"row 7: the prompt has 5 tokens .* max_length is 5"):
-        template.encode(PLAIN, "abcde", "f", 5, row=7)
-    with pytest.raises(DataError, match="no tokens"):
-        template.encode(PLAIN, "abc", "")
+    assert len(encode(PLAIN, "abc", "defg", template="raw", max_length=9)["input_ids"]) == 7
+    rows = [Row("abc", "d"), Row("abcde", "f"), Row("abc", "")]
+    with pytest.raises(DataError) as caught:
+        RowDataset(rows, PLAIN, "rows", template="raw", max_length=5)
+    assert "2 rows are bad" in str(caught.value)
+    assert "row 1 (rows): the prompt has 5 tokens in template 'raw' and max_length is 5" in str(caught.value)
+    assert "row 2 (rows): the answer has no tokens" in str(caught.value)
 
 
 def test_unknown_template() -> None:

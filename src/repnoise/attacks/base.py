@@ -17,11 +17,10 @@ from transformers.pytorch_utils import Conv1D
 
 from ..data import Pair, Row
 from ..errors import ConfigError, DataError, ModelError
-from ..losses import masked_cross_entropy
 from ..models import add_lora, anatomy, merge, unwrap
 from ..recipes.ranges import Count
 from ..registry import Registry
-from ..training import Objective, forward, window_of
+from ..training import Objective, answer_loss
 
 Each = TypeVar("Each")
 
@@ -130,9 +129,7 @@ class Attack(Objective):
 
     def terms(self, model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """sft = mean over answer tokens of the cross-entropy (paper eq. 1)."""
-        stream = batch["harmful"]
-        tokens = window_of(batch).tokens.get("harmful")
-        return {"sft": masked_cross_entropy(forward(model, stream), stream["labels"], denominator=tokens)}
+        return {"sft": answer_loss(model, batch, "harmful")}
 
     def _no_lora(self, why: str) -> None:
         if self.lora_rank is not None:

@@ -63,7 +63,7 @@ class Joined(RepNoise):
         with capture(model) as seen:
             hidden_pass(model, _padded(harmful, harmless))
         count, length = labels.shape
-        mean = self._harmful_cross_entropy(model, batch, [h[:count, :length] for h in seen.residual])
+        mean = self.harmful_cross_entropy(model, batch, [h[:count, :length] for h in seen.residual])
         noise = noise_term(
             [h[:count, :length] for h in seen.mlp],
             labels != IGNORE_INDEX,

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
+import inspect
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from types import CodeType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.utils import checkpoint
 from transformers import TrainerCallback
 
+from .. import lens
 from ..errors import ConfigError
+from ..losses import masked_cross_entropy, noise_term
 from ..models import anatomy
+from .cases import broadcast_mmd
 from .measure import build_model, build_trainer
 from .shapes import BenchOptions
 from .standins import Adam8bit, to_four_bit
@@ -25,20 +31,11 @@ MARGIN, CONTEXT = 0.1, 2**30
 inside of kernels, and bytes for the CUDA context with its libraries."""
 EIGHT_BIT = ("adamw_8bit", "adamw_bnb_8bit", "paged_adamw_8bit")
 
-_PURPOSES = (
-    ("repnoise/lens.py", "", "lens"),
-    ("repnoise/losses/noise.py", "noise_term", "noise term"),
-    ("bench/cases.py", "broadcast_mmd", "noise term"),
-    ("torch/utils/checkpoint.py", "unpack_hook", "activations, computed again"),
-    ("torch/autograd/graph.py", "_engine_run_backward", "backward"),
-    ("bench/standins.py", "step", "optimiser, at work"),
-    ("torch/optim/", "step", "optimiser, at work"),
-    ("transformers/optimization.py", "step", "optimiser, at work"),
-    ("repnoise/losses/terms.py", "masked_cross_entropy", "cross-entropy"),
-    ("transformers/models/", "forward", "activations"),
-)
-"""(part of a file's name, function or "" for any, purpose of what is made under it); the first wins, in any frame."""
-_WITH_LOGITS = ("activations", "activations, computed again", "cross-entropy", "backward")
+ACTIVATIONS, AGAIN, AT_WORK = "activations", "activations, computed again", "optimiser, at work"
+CROSS_ENTROPY, BACKWARD = "cross-entropy", "backward"
+_ORDER = ("lens", "noise term", AGAIN, BACKWARD, AT_WORK, CROSS_ENTROPY, ACTIVATIONS)
+"""Purposes of what is made under the places that `_Purpose` knows; the first wins, in any frame."""
+_WITH_LOGITS = (ACTIVATIONS, AGAIN, CROSS_ENTROPY, BACKWARD)
 
 
 def step_memory(case: str, dtype: str, options: BenchOptions, *, cpu: bool = False) -> dict[str, Any]:
@@ -69,12 +66,12 @@ def step_memory(case: str, dtype: str, options: BenchOptions, *, cpu: bool = Fal
         model = build_model(options, dtype, "cpu")
         if options.four_bit:
             to_four_bit(model)
-        purpose.know(model)
+        purpose.know_model(model)
         tracker.begin()
         if optim in EIGHT_BIT:
             embeddings = {p for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
             more["optimizer_cls_and_kwargs"] = (Adam8bit, {"embeddings": embeddings, "lr": 1e-5})
-        trainer = build_trainer(model, case, options, folder, callbacks=[_Relabel(tracker)], **more)
+        trainer = build_trainer(model, case, options, folder, callbacks=[_Relabel(tracker, purpose)], **more)
         trainer.train()
         parameters = sum(p.numel() for p in model.parameters())
     total = sum(tracker.peak.values())
@@ -91,45 +88,63 @@ def step_memory(case: str, dtype: str, options: BenchOptions, *, cpu: bool = Fal
     }
 
 
-@functools.cache
-def _rank(file: str, function: str) -> int:
-    """Position in `_PURPOSES`, its length if there is none."""
-    fits = (i for i, (part, name, _) in enumerate(_PURPOSES) if part in file and name in ("", function))
-    return next(fits, len(_PURPOSES))
-
-
 class _Purpose:
-    """What a new tensor is for, by the code that makes it and, for what spans the vocabulary, by its shape."""
+    """What a new tensor is for, by the code that makes it and, for what spans the vocabulary, by its shape.
 
-    head: tuple[int, ...] = ()  # (V, d), once the weights exist
-    shapes: frozenset[tuple[int, ...]] = frozenset()
+    Code is known as functions and modules and not by their names: renaming one breaks an import and not the table.
+    """
 
-    def know(self, model: nn.Module) -> None:
+    def __init__(self) -> None:
+        self.head: tuple[int, ...] = ()  # (V, d), once the weights exist
+        self.shapes: frozenset[tuple[int, ...]] = frozenset()
+        self.places: dict[CodeType, str] = {}
+        for function, purpose in (
+            (noise_term, "noise term"),
+            (broadcast_mmd, "noise term"),
+            (masked_cross_entropy, CROSS_ENTROPY),
+            (torch.autograd.graph._engine_run_backward, BACKWARD),
+        ):
+            self.know(function, purpose)
+        inner = checkpoint._checkpoint_hook.__init__.__code__.co_consts
+        self.places[next(code for code in inner if getattr(code, "co_name", "") == "unpack_hook")] = AGAIN
+
+    def know(self, function: Callable[..., Any], purpose: str) -> None:
+        """What is made while `function`, under its decorators, runs is for `purpose`."""
+        self.places[inspect.unwrap(function).__code__] = purpose
+
+    def know_model(self, model: nn.Module) -> None:
         self.head = tuple(anatomy(model).head.weight.shape)  # type: ignore[arg-type]
         self.shapes = frozenset(tuple(p.shape) for p in model.parameters() if p.requires_grad)
+        for module in model.modules():
+            self.know(type(module).forward, ACTIVATIONS)
 
     def __call__(self, tensor: Tensor) -> str:
         if not self.head:
             return "weights"
-        rank = min(_rank(file, function) for file, function in stack())
-        found = _PURPOSES[rank][2] if rank < len(_PURPOSES) else "other"
+        under = {self._place(code) for code in stack()}
+        found = next((purpose for purpose in _ORDER if purpose in under), "other")
         shape = tuple(tensor.shape)
         logits = shape[-1:] == self.head[:1]
         if found == "lens":
             part = "logits of a chunk" if logits else "gradient of the head" if shape == self.head else "hidden states"
             return f"lens, {part}"
-        if found == "backward" and shape in self.shapes:
+        if found == BACKWARD and shape in self.shapes:
             return "gradients"
         return "logits, their softmax and gradient" if logits and found in _WITH_LOGITS else found
+
+    def _place(self, code: CodeType) -> str | None:
+        return "lens" if code.co_filename == lens.__file__ else self.places.get(code)
 
 
 class _Relabel(TrainerCallback):
     """The lens' gradient of the head and the optimiser's states are known for what they are once they have arrived."""
 
-    def __init__(self, tracker: StorageTracker) -> None:
-        self.tracker = tracker
+    def __init__(self, tracker: StorageTracker, purpose: _Purpose) -> None:
+        self.tracker, self.purpose = tracker, purpose
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        optimizer = kwargs["optimizer"]
+        self.purpose.know(type(getattr(optimizer, "optimizer", optimizer)).step, AT_WORK)  # under accelerate's
         for parameter in kwargs["model"].parameters():
             if parameter.requires_grad:
                 parameter.register_post_accumulate_grad_hook(lambda p: self.tracker.relabel(p.grad, "gradients"))

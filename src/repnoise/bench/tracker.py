@@ -7,8 +7,8 @@ import sys
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from types import CodeType, FrameType
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -109,14 +109,24 @@ def _copies(given: Sequence[Tensor]) -> int:
 @contextmanager
 def tracked(label: Callable[[Tensor], str], cpu: bool = False) -> Iterator[StorageTracker]:
     """A program under it allocates nothing but integers; see `StorageTracker`. Modules stay where they are made."""
-    still = mock.patch.object(nn.Module, "to", lambda module, *_, **__: module)  # torch cannot swap fake weights
-    with still, FakeTensorMode(allow_non_fake_inputs=True), StorageTracker(label, cpu) as tracker:
+    with _modules_stay(), FakeTensorMode(allow_non_fake_inputs=True), StorageTracker(label, cpu) as tracker:
         yield tracker
 
 
-def stack() -> Iterator[tuple[str, str]]:
-    """(file, function) of every Python frame, the innermost first."""
-    frame = sys._getframe(1)
+@contextmanager
+def _modules_stay() -> Iterator[None]:
+    """`module.to(...)` does nothing: fake weights have one device, and torch cannot swap them."""
+    own = nn.Module.to
+    nn.Module.to = lambda module, *_, **__: module  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        nn.Module.to = own  # type: ignore[method-assign]
+
+
+def stack() -> Iterator[CodeType]:
+    """The code of every Python frame, the innermost first."""
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
-        yield frame.f_code.co_filename, frame.f_code.co_name
-        frame = frame.f_back  # type: ignore[assignment]
+        yield frame.f_code
+        frame = frame.f_back

@@ -154,6 +154,7 @@ def evaluate(
     pipeline.measure_all(study, defended=there)
     if attacks:
         pipeline.attack_all(study, jobs=jobs)
+        pipeline.settle(study, jobs=jobs)
     result: dict[str, Any] = {"study": str(study.folder)}
     if there:
         pipeline.report(study)

@@ -99,16 +99,43 @@ def judges_train(
     held_out: Annotated[float, typer.Option(help="Share of the prompts that it is measured on.")] = 0.2,
     seed: Annotated[int, typer.Option(help="Seed of the division.")] = 0,
     template: Annotated[str, typer.Option(help="What it reads: {answer}, and {prompt} if wanted.")] = "{answer}",
+    spare: Annotated[
+        str | None,
+        typer.Option(
+            help="A recipe: rows with prompts that it attacks or tests with are left out, so that the judge may judge.",
+            show_default=False,
+        ),
+    ] = None,
+    override: Annotated[
+        list[str] | None,
+        typer.Option(help="A dotted.key=value of the recipe to spare; once for each.", show_default=False),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Train a linear judge on labelled rows and print how well it does on prompts held out.
 
-    Example: repnoise judges train my-labels.jsonl --out my-judge
+    Examples:
+
+      repnoise judges train my-labels.jsonl --out my-judge
+
+      repnoise judges train my-labels.jsonl --out my-judge --spare mine.yaml --override data.seed=1
     """
     from ..data.labelled import labelled_rows
     from ..judges.linear import train_linear
 
     rows = [row for source in sources for row in labelled_rows(source)]
+    if override and spare is None:
+        raise ConfigError("--override changes the recipe of --spare, which is missing. Name the recipe, or drop it.")
+    if spare is not None:
+        from ..judges import prompt_mark
+        from ..study.audit import judged
+        from ..study.load import load_data
+        from ..study.resolve import resolve
+
+        held = {mark for marks in judged(load_data(resolve(spare, override or []))).values() for mark in marks}
+        every = len(rows)
+        rows = [row for row in rows if prompt_mark(row["prompt"]) not in held]
+        say(f"{every - len(rows)} of {every} rows have prompts that {spare} attacks or tests with, and are left out")
     output(train_linear(rows, out, held_out=held_out, seed=seed, template=template, source=", ".join(sources)), as_json)
 
 

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 from .pairs import Pair, Row, fingerprint, load_pairs, load_rows, side
 from .splits import audit, normalise, require_disjoint, split, withhold
-from .templates import TEMPLATES, Template, encode, encode_prompt, get_template
+from .templates import TEMPLATES, Template, get_template
 
 if TYPE_CHECKING:
-    from .collate import PairDataset, RowDataset, StreamCollator, check_ids, pad_id
+    from .collate import PairDataset, RowDataset, StreamCollator, pad_id
 
-_NEED_TORCH = ("PairDataset", "RowDataset", "StreamCollator", "check_ids", "pad_id")
+_NEED_TORCH = ("PairDataset", "RowDataset", "StreamCollator", "pad_id")
 
 __all__ = [
     "TEMPLATES",
@@ -22,9 +22,6 @@ __all__ = [
     "StreamCollator",
     "Template",
     "audit",
-    "check_ids",
-    "encode",
-    "encode_prompt",
     "fingerprint",
     "get_template",
     "load_pairs",

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.data import Dataset
 
-from ..errors import DataError, ModelError
+from ..errors import DataError
 from ..losses import IGNORE_INDEX
 from ..seeds import derive_seed
 from .pairs import Pair, Row
@@ -36,11 +36,10 @@ class _Encoder:
         tokenizer: PreTrainedTokenizerBase,
         template: str | Template,
         max_length: int,
-        vocab_size: int | None,
     ) -> None:
         if max_length < 2:
             raise DataError(f"max_length is {max_length}; allowed: 2 or more (one prompt and one answer token).")
-        self.tokenizer, self.max_length, self.vocab_size = tokenizer, max_length, vocab_size
+        self.tokenizer, self.max_length = tokenizer, max_length
         self.template = get_template(template).resolve(tokenizer)
         self.problems = Problems("tokenising", "Raise max_length, change the template or drop the rows.")
         self.truncated: dict[str, int] = {}
@@ -61,23 +60,6 @@ class _Encoder:
             out.append({"input_ids": first + then, "labels": [IGNORE_INDEX] * len(first) + then})
         return out
 
-    def finish(self, streams: Mapping[str, list[Encoded]]) -> None:
-        self.problems.raise_if_any()
-        if self.vocab_size is not None:
-            for name, rows in streams.items():
-                check_ids((row["input_ids"] for row in rows), self.vocab_size, name)
-
-
-def check_ids(rows: Iterable[Sequence[int]], vocab_size: int, stream: str = "data") -> None:
-    """Raise `ModelError` if a token id does not fit into an embedding of `vocab_size` rows."""
-    top = max((max(ids) for ids in rows if len(ids)), default=-1)
-    if top >= vocab_size:
-        raise ModelError(
-            f"{stream}: token id {top}, but the model's embedding has {vocab_size} rows (ids 0 to"
-            f" {vocab_size - 1}). The tokenizer belongs to another model: load both from one folder,"
-            " or resize the embedding."
-        )
-
 
 class PairDataset(Dataset[dict[str, Any]]):
     """Pairs, and retain rows drawn beside them, tokenised once.
@@ -92,7 +74,6 @@ class PairDataset(Dataset[dict[str, Any]]):
         retain_batch: retain rows beside each pair (default 1); with more, the item's "retain" is a list.
         streams: which streams an item holds; by default harmful and harmless, and retain if there are rows.
         seed: order in which retain rows are drawn.
-        vocab_size: rows of the model's embedding; ids beyond it are an error.
 
     Attributes:
         truncated: stream -> number of answers cut.
@@ -110,7 +91,6 @@ class PairDataset(Dataset[dict[str, Any]]):
         retain_batch: int | None = None,
         streams: Sequence[str] | None = None,
         seed: int = 0,
-        vocab_size: int | None = None,
     ) -> None:
         if streams is None:
             streams = STREAMS if retain else STREAMS[:2]
@@ -123,7 +103,7 @@ class PairDataset(Dataset[dict[str, Any]]):
             raise DataError("the stream 'retain' is asked for, but there are no retain rows; give some as `retain`.")
         if retain_batch is not None and retain_batch < 1:
             raise DataError(f"retain_batch is {retain_batch}; allowed: 1 or more.")
-        encoder = _Encoder(tokenizer, template, max_length, vocab_size)
+        encoder = _Encoder(tokenizer, template, max_length)
         self.template, self.truncated = encoder.template, encoder.truncated
         self.seed, self.epoch, self.per_item = seed, 0, retain_batch or 1
         self.length = len(pairs)
@@ -135,7 +115,7 @@ class PairDataset(Dataset[dict[str, Any]]):
                 else [(pair.prompt, getattr(pair, name)) for pair in pairs]
             )
             self.encoded[name] = encoder.stream(name, rows)
-        encoder.finish(self.encoded)
+        encoder.problems.raise_if_any()
 
     def __len__(self) -> int:
         return self.length
@@ -183,14 +163,13 @@ class RowDataset(Dataset[dict[str, Any]]):
         *,
         template: str | Template = "auto",
         max_length: int = 256,
-        vocab_size: int | None = None,
     ) -> None:
         if not rows:
             raise DataError("no rows: an empty data set cannot be trained on.")
-        encoder = _Encoder(tokenizer, template, max_length, vocab_size)
+        encoder = _Encoder(tokenizer, template, max_length)
         self.template, self.truncated, self.stream = encoder.template, encoder.truncated, stream
         self.encoded = encoder.stream(stream, ((row.prompt, row.answer) for row in rows))
-        encoder.finish({stream: self.encoded})
+        encoder.problems.raise_if_any()
 
     def __len__(self) -> int:
         return len(self.encoded)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import re
 import unicodedata
@@ -10,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import combinations
 from typing import Any, TypeVar
 
-from ..errors import DataError
+from ..errors import DataError, suggest
 from .pairs import Pair, Row
 
 T = TypeVar("T")
@@ -121,7 +120,7 @@ def split(
 
 
 def withhold(pairs: Iterable[Pair], categories: Iterable[str]) -> tuple[list[Pair], list[Pair]]:
-    """`(kept, withheld)`: pairs outside and inside `categories`; pairs without a category are kept.
+    """`(kept, withheld)`: pairs inside `categories` are withheld; kept are those whose prompt is not among theirs.
 
     Raises:
         DataError: a category does not occur, or nothing would be left.
@@ -130,17 +129,16 @@ def withhold(pairs: Iterable[Pair], categories: Iterable[str]) -> tuple[list[Pai
     present = sorted({pair.category for pair in pairs if pair.category is not None})
     for name in wanted:
         if name not in present:
-            near = difflib.get_close_matches(name, present, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
             raise DataError(
-                f"no pair has the category {name!r}.{hint} Present:"
-                f" {', '.join(present) or 'none (pairs without'}"
-                f"{'' if present else ' categories)'}."
+                f"no pair has the category {name!r}.{suggest(name, present)}"
+                f" Categories there: {', '.join(present) or 'none (the source gives no category)'}."
             )
-    kept = [pair for pair in pairs if pair.category not in wanted]
+    withheld = [pair for pair in pairs if pair.category in wanted]
+    hidden = set(map(_key, withheld))
+    kept = [pair for pair in pairs if _key(pair) not in hidden]
     if not kept:
         raise DataError(f"withholding {', '.join(wanted)} leaves no pairs. Withhold fewer categories.")
-    return kept, [pair for pair in pairs if pair.category in wanted]
+    return kept, withheld
 
 
 def _key(item: str | Pair | Row) -> str:

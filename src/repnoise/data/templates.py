@@ -17,9 +17,6 @@ from ..errors import DataError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-IGNORE = -100
-"""Label of a position that is not trained; the value that torch's cross-entropy ignores."""
-
 SLOT = "{prompt}"
 
 
@@ -61,41 +58,22 @@ class Template:
         """The text after the rendered prompt, and whether an end-of-sequence token must be added to it."""
         return self.lead + (answer.strip() if self.strip else answer), self.end
 
-    def encode(
-        self,
-        tokenizer: PreTrainedTokenizerBase,
-        prompt: str,
-        answer: str,
-        max_length: int | None = None,
-        *,
-        row: int | None = None,
-    ) -> dict[str, list[int]]:
-        """`input_ids` of prompt and answer, and `labels` of the same length, -100 outside the answer.
-
-        A long answer is cut at the right end (its end mark with it). `row` only names the row in messages.
-
-        Raises:
-            DataError: the prompt leaves no room for an answer token, or the answer has no tokens.
-        """
-        prompt_ids, answer_ids = self.parts(tokenizer, prompt, answer, max_length, row=row)
-        ids = (prompt_ids + answer_ids)[:max_length]
-        return {"input_ids": ids, "labels": [IGNORE] * len(prompt_ids) + ids[len(prompt_ids) :]}
-
     def parts(
         self,
         tokenizer: PreTrainedTokenizerBase,
         prompt: str,
         answer: str,
-        max_length: int | None = None,
-        *,
-        row: int | None = None,
+        max_length: int,
     ) -> tuple[list[int], list[int]]:
-        """The prompt's and the answer's token ids, uncut; errors as for `encode`."""
-        where = "" if row is None else f"row {row}: "
+        """The prompt's and the answer's token ids, uncut.
+
+        Raises:
+            DataError: the prompt leaves no room for an answer token, or the answer has no tokens.
+        """
         prompt_ids = self.encode_prompt(tokenizer, prompt)
-        if max_length is not None and len(prompt_ids) >= max_length:
+        if len(prompt_ids) >= max_length:
             raise DataError(
-                f"{where}the prompt has {len(prompt_ids)} tokens in template {self.name!r} and max_length is"
+                f"the prompt has {len(prompt_ids)} tokens in template {self.name!r} and max_length is"
                 f" {max_length}, which leaves no room for the answer. Raise max_length or drop the row."
             )
         rest, end = self._rest(tokenizer, prompt, answer)
@@ -103,7 +81,7 @@ class Template:
         size = len(prompt_ids)
         answer_ids = joined[size:] if joined[:size] == prompt_ids else _ids(tokenizer, rest)
         if not answer_ids:
-            raise DataError(f"{where}the answer has no tokens in this tokenizer. Drop the row.")
+            raise DataError("the answer has no tokens in this tokenizer. Drop the row.")
         return prompt_ids, _ended(tokenizer, answer_ids) if end else answer_ids
 
 
@@ -195,23 +173,6 @@ def get_template(template: str | Template) -> Template:
         f"unknown template {template!r}; allowed: {', '.join(sorted(TEMPLATES))}, or a text of your own with"
         f" {SLOT} where the prompt goes."
     )
-
-
-def encode(
-    tokenizer: PreTrainedTokenizerBase,
-    prompt: str,
-    answer: str,
-    max_length: int | None = None,
-    *,
-    template: str | Template = "auto",
-) -> dict[str, list[int]]:
-    """`get_template(template).encode(...)`."""
-    return get_template(template).encode(tokenizer, prompt, answer, max_length)
-
-
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, *, template: str | Template = "auto") -> list[int]:
-    """`get_template(template).encode_prompt(...)`: what generation starts from."""
-    return get_template(template).encode_prompt(tokenizer, prompt)
 
 
 def _chat(tokenizer: PreTrainedTokenizerBase, turns: Sequence[dict[str, str]], add_generation_prompt: bool) -> str:

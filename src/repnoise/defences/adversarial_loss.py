@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..recipes.ranges import Positive, Weight
-from .base import DEFENCES, DefenceWithRetain, answer_loss
+from ..training import answer_loss
+from .base import DEFENCES, DefenceWithRetain
 
 
 @DEFENCES.register("adversarial-loss")

@@ -1,4 +1,4 @@
-"""What several defences share: answer losses, retain rows, frozen copies, gradients that no loss has."""
+"""What several defences share: retain rows, frozen copies, gradients that no loss has."""
 
 from __future__ import annotations
 
@@ -11,19 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from ..losses import masked_cross_entropy
 from ..models import capture, gathered, unwrap
 from ..recipes.ranges import Count, Weight
 from ..registry import Registry
-from ..training import Objective, Stream, forward, hidden_pass, window_of
+from ..training import Objective, Stream, answer_loss, hidden_pass
 
 DEFENCES: Registry[Objective] = Registry("defence", "repnoise.defences", Objective)
-
-
-def answer_loss(model: nn.Module, batch: Mapping[str, Any], stream: str) -> Tensor:
-    """() mean cross-entropy of a stream's answer tokens, in nats; exact under gradient accumulation."""
-    labels, tokens = batch[stream]["labels"], window_of(batch).tokens.get(stream)
-    return masked_cross_entropy(forward(model, batch[stream]), labels, denominator=tokens)
 
 
 def frozen_copy(model: nn.Module) -> nn.Module:

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from ..losses import masked_cross_entropy
 from ..models import unwrap
 from ..recipes.ranges import Positive, Weight
-from ..training import window_of
-from .base import DEFENCES, DefenceWithRetain, answer_loss, gradients, with_gradient
+from ..training import answer_loss, window_of
+from .base import DEFENCES, DefenceWithRetain, gradients, with_gradient
 
 
 @DEFENCES.register("booster")

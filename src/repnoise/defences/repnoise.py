@@ -6,7 +6,7 @@ Source: Rosati et al., "Representation Noising", NeurIPS 2024, arXiv 2405.14577,
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import Field, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 import torch
@@ -19,7 +19,6 @@ from ..losses import (
     Estimator,
     ascent_term,
     kl_to_reference,
-    masked_cross_entropy,
     noise_term,
     official_repnoise_loss,
 )
@@ -27,7 +26,7 @@ from ..models import anatomy, capture, unwrap
 from ..models.structure import is_sharded
 from ..models.zero3 import is_zero3
 from ..recipes.ranges import Count, Weight
-from ..training import Objective, Stream, forward, hidden_pass, window_of
+from ..training import Objective, Stream, answer_loss, forward, hidden_pass, window_of
 from .base import DEFENCES, frozen_copy
 
 OFFICIAL = ("variant", "alpha", "beta", "frozen_layers", "frozen_parts")
@@ -51,7 +50,7 @@ class RepNoise(Objective):
     beta: Weight = 1e-3
     """Weight of the noise term."""
     variant: Literal["corrected", "official"] = "corrected"
-    """"official" is the released code's arithmetic, quirk for quirk; it takes `OFFICIAL` only."""
+    """"official" is the released code's arithmetic, quirk for quirk; of the options alpha, beta, frozen."""
     noise: Literal["sequence", "token"] = "sequence"
     """What one sample of the MMD is: a whole flattened sequence (paper), or one answer token."""
     estimator: Estimator = "biased"
@@ -79,7 +78,8 @@ class RepNoise(Objective):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        unused = [each.name for each in fields(self) if each.name not in OFFICIAL and self._is_set(each)]
+        others = [each for each in fields(self) if each.name not in OFFICIAL]
+        unused = [each.name for each in others if getattr(self, each.name) != each.default]
         if self.variant == "official" and unused:
             raise ConfigError(
                 f'variant="official" reproduces the released loss and takes {", ".join(OFFICIAL[1:])} only;'
@@ -88,9 +88,6 @@ class RepNoise(Objective):
         if not self.lens and self.lens_layers is not None:
             raise ConfigError("lens: false reads the last layer only; drop lens_layers.")
         self._original: nn.Module | None = None
-
-    def _is_set(self, option: Field[Any]) -> bool:
-        return getattr(self, option.name) != option.default
 
     @property
     def streams(self) -> tuple[str, ...]:
@@ -129,20 +126,20 @@ class RepNoise(Objective):
             for batch in batches:
                 with capture(model, mlp=False) as seen:
                     hidden_pass(model, batch["harmful"])
-                total += self._harmful_cross_entropy(model, batch, seen.residual).item()
+                total += self.harmful_cross_entropy(model, batch, seen.residual).item()
         return {"harmful_cross_entropy": total}
 
     def terms(self, model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         if self.variant == "official":
             return self._official_terms(model, batch)
-        window, harmful, harmless = window_of(batch), batch["harmful"], batch["harmless"]
+        window, harmful = window_of(batch), batch["harmful"]
         # The harmful side comes first: the lens has its peak before the harmless logits exist.
         terms: dict[str, Tensor] = {}
         if self.alpha > 0 or self.beta > 0:
             with capture(model, residual=self.alpha > 0, mlp=self.beta > 0) as seen:
                 hidden_pass(model, harmful)
         if self.alpha > 0:
-            mean = self._harmful_cross_entropy(model, batch, seen.residual)
+            mean = self.harmful_cross_entropy(model, batch, seen.residual)
             whole = window.shared.get("harmful_cross_entropy")
             if whole is None:
                 terms["ascent"] = self.alpha * ascent_term(mean, offset=self.offset)
@@ -160,14 +157,13 @@ class RepNoise(Objective):
                 max_tokens=self.max_noise_tokens if self.noise == "token" else None,
             )
             terms["noise"] = self.beta * noise / window.size
-        terms["stability"] = masked_cross_entropy(
-            forward(model, harmless), harmless["labels"], denominator=window.tokens.get("harmless")
-        )
+        terms["stability"] = answer_loss(model, batch, "harmless")
         if self.retain:
             terms["retain"] = self.retain_weight * self._retain(model, batch)
         return terms
 
-    def _harmful_cross_entropy(self, model: nn.Module, batch: Mapping[str, Any], residual: list[Tensor]) -> Tensor:
+    def harmful_cross_entropy(self, model: nn.Module, batch: Mapping[str, Any], residual: list[Tensor]) -> Tensor:
+        """() mean over the layers that are read of the harmful cross-entropy, given all L + 1 residual streams."""
         window = window_of(batch)
         if self.lens_layers is not None and self.lens_layers < len(residual):
             # one choice for the whole optimiser step: the logarithm's argument must be one number
@@ -186,10 +182,10 @@ class RepNoise(Objective):
         return harmful["input_ids"].masked_fill(harmful["attention_mask"] == 0, IGNORE_INDEX)
 
     def _retain(self, model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
+        if self.retain == "ce":
+            return answer_loss(model, batch, "retain")
         stream, tokens = batch["retain"], window_of(batch).tokens.get("retain")
         logits = forward(model, stream)
-        if self.retain == "ce":
-            return masked_cross_entropy(logits, stream["labels"], denominator=tokens)
         assert self._original is not None, "setup() was not called"
         with torch.no_grad():
             reference = forward(self._original.to(logits.device), stream)  # copied before the model went there

@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .base import DEFENCES, DefenceWithRetain, answer_loss
+from ..training import answer_loss
+from .base import DEFENCES, DefenceWithRetain
 
 
 @DEFENCES.register("safety-training")

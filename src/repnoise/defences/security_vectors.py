@@ -14,8 +14,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ..recipes.ranges import Count
-from ..training import Objective
-from .base import DEFENCES, answer_loss
+from ..training import Objective, answer_loss
+from .base import DEFENCES
 
 
 @DEFENCES.register("security-vectors")

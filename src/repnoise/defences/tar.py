@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from ..losses import answer_tokens, masked_cross_entropy, precise
 from ..models import anatomy, unwrap
 from ..recipes.ranges import Count, Positive, Weight
-from ..training import Stream, forward, window_of
-from .base import DEFENCES, DefenceWithRetain, answer_loss, frozen_copy, gradients, real_tokens, residual, with_gradient
+from ..training import Stream, answer_loss, forward, window_of
+from .base import DEFENCES, DefenceWithRetain, frozen_copy, gradients, real_tokens, residual, with_gradient
 
 
 @DEFENCES.register("tar")

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from ..models import anatomy, capture
 from ..recipes.ranges import Weight
-from .base import DEFENCES, DefenceWithRetain, answer_loss
+from ..training import answer_loss
+from .base import DEFENCES, DefenceWithRetain
 
 
 @DEFENCES.register("vaccine")

@@ -51,13 +51,15 @@ def add_judged(
     """
     verdicts = {label: judge.judge(asked) for label, judge in judges.items()}
     for label, judged in verdicts.items():
-        found.add(metric, [each.score for each in judged], seed=seed, judge=label, **keys)
+        found.add_score(metric, [each.score for each in judged], seed=seed, judge=label, **keys)
         for name, suffix in RATES:
-            found.add(f"{metric}_{suffix}", [each.label == name for each in judged], seed=seed, judge=label, **keys)
+            found.add_rate(
+                f"{metric}_{suffix}", [each.label == name for each in judged], seed=seed, judge=label, **keys
+            )
         kinds = sorted({each for each in categories if each is not None})
         for kind in kinds if len(kinds) > 1 else ():
             part = [each.score for each, of in zip(judged, categories, strict=True) if of == kind]
-            found.add(metric, part, seed=seed, judge=label, category=kind, **keys)
+            found.add_score(metric, part, seed=seed, judge=label, category=kind, **keys)
     if len(verdicts) > 1:
         _add_agreement(found, metric, verdicts, seed, keys)
     found.samples += [

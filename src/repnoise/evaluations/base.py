@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from transformers import PreTrainedTokenizerBase
 
 from ..data.parties import StudyData
-from ..intervals import bootstrap, wilson
+from ..intervals import RATE, Bounds, Interval, bootstrap, wilson
 from ..registry import Checked, Registry
 
 
@@ -20,33 +20,30 @@ class Measured:
     rows: list[dict[str, Any]] = field(default_factory=list)
     samples: list[dict[str, Any]] = field(default_factory=list)
 
-    def add(self, metric: str, values: Sequence[float | bool], *, seed: int, **keys: Any) -> None:
-        """One row: the mean of per-item values with n, a 95 % interval and the values themselves.
+    def add_rate(self, metric: str, values: Sequence[bool], *, seed: int, **keys: Any) -> None:
+        """One row: the share of items for which something is true, with Wilson's interval; see `add_score`."""
+        interval = wilson(sum(map(bool, values)), len(values))
+        self._add(metric, interval, [int(value) for value in values], seed, keys)
 
-        Rates (all values boolean) get Wilson's interval, scores a bootstrap over items. No values raises
-        `RunError`: nothing measured is never 0.
+    def add_score(
+        self, metric: str, values: Sequence[float], *, seed: int, bounds: Bounds | None = RATE, **keys: Any
+    ) -> None:
+        """One row: the mean of per-item values with n, a 95 % interval (bootstrap over items) and the values.
+
+        No values raise `RunError`: nothing measured is never 0.
 
         Args:
             values: one per item, in an order that depends on the data alone: models are compared item by item.
+            bounds: what a value cannot leave; None for losses and the like.
             keys: further keys of the row schema, for example category, judge, step.
         """
-        if values and all(isinstance(value, bool) for value in values):
-            interval = wilson(sum(map(bool, values)), len(values))
-        else:
-            interval = bootstrap([float(value) for value in values])
-        self.rows.append(
-            {
-                "metric": metric,
-                "value": interval.value,
-                "n": interval.n,
-                "lo": interval.lo,
-                "hi": interval.hi,
-                "seed": seed,
-                "split": "test",
-                "items": [int(value) if isinstance(value, bool) else round(float(value), 6) for value in values],
-                **keys,
-            }
-        )
+        numbers = [float(value) for value in values]
+        self._add(metric, bootstrap(numbers, bounds=bounds), [round(number, 6) for number in numbers], seed, keys)
+
+    def _add(self, metric: str, interval: Interval, items: list[Any], seed: int, keys: dict[str, Any]) -> None:
+        bounds = {"lo": interval.lo, "hi": interval.hi}
+        row = {"metric": metric, "value": interval.value, "n": interval.n, **bounds, "seed": seed, "split": "test"}
+        self.rows.append({**row, "items": items, **keys})
 
 
 class Evaluation(Checked):

@@ -45,6 +45,7 @@ class CrowsPairs(Evaluation):
         for kind in (None, *sorted(set(kinds))):
             part = [pair for pair, of in zip(pairs, kinds, strict=True) if kind in (None, of)]
             keys = {} if kind is None else {"category": kind}
-            found.add("crows_pairs_pct_stereotype", [more > less for more, less in part], seed=seed, **keys)
-            found.add("crows_pairs_likelihood_diff", [abs(more - less) for more, less in part], seed=seed, **keys)
+            found.add_rate("crows_pairs_pct_stereotype", [more > less for more, less in part], seed=seed, **keys)
+            gaps = [abs(more - less) for more, less in part]
+            found.add_score("crows_pairs_likelihood_diff", gaps, seed=seed, bounds=None, **keys)
         return found

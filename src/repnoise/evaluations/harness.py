@@ -280,7 +280,10 @@ def _add_items(found: Measured, label: str, items: Sequence[Any], value: float, 
     numbers = [float(item) for item in items]
     if not np.isclose(np.mean(numbers), value, rtol=1e-9, atol=1e-9):
         return False
-    found.add(label, [bool(n) for n in numbers] if set(numbers) <= {0.0, 1.0} else numbers, seed=seed)
+    if set(numbers) <= {0.0, 1.0}:  # the harness does not say which of its metrics are rates
+        found.add_rate(label, [bool(number) for number in numbers], seed=seed)
+    else:
+        found.add_score(label, numbers, seed=seed, bounds=None)
     return True
 
 

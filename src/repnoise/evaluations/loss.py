@@ -42,8 +42,8 @@ class Loss(Evaluation):
         prompts = [pair.prompt for pair in data.test_of(first)[: self.limit]]
         asked = ask(model, tokenizer, prompts, self._template(data, tokenizer), self.decoding, seed=seed)
         keys: dict[str, Any] = {"seed": seed, "decoding": str(self.decoding)}
-        found.add("refusal_rate", [is_refusal(each.answer) for each in asked], **keys)
-        found.add("degenerate_rate", [is_degenerate(each.answer) for each in asked], **keys)
+        found.add_rate("refusal_rate", [is_refusal(each.answer) for each in asked], **keys)
+        found.add_rate("degenerate_rate", [is_degenerate(each.answer) for each in asked], **keys)
         found.samples += [{"prompt": each.prompt, "answer": each.answer} for each in asked]
         return found
 

@@ -55,8 +55,8 @@ class OverRefusal(Evaluation):
         template = get_template(data.template).resolve(tokenizer)
         asked = ask(model, tokenizer, self._prompts(), template, self.decoding, seed=seed)
         keys: dict[str, Any] = {"seed": seed, "decoding": str(self.decoding)}
-        found.add("over_refusal", [is_refusal(each.answer) for each in asked], **keys)
-        found.add("over_refusal_degenerate", [is_degenerate(each.answer) for each in asked], **keys)
+        found.add_rate("over_refusal", [is_refusal(each.answer) for each in asked], **keys)
+        found.add_rate("over_refusal_degenerate", [is_degenerate(each.answer) for each in asked], **keys)
         found.samples += [{"prompt": each.prompt, "answer": each.answer} for each in asked]
         return found
 

@@ -70,7 +70,7 @@ class Perplexity(Evaluation):
         limits = [None if x is None else math.exp(min(x, 50.0)) for x in (each.value, each.lo, each.hi)]
         found.rows.append({"metric": "text_perplexity", "value": limits[0], "lo": limits[1], "hi": limits[2], **row})
         ratios = [loss / count for loss, count in zip(losses, counts, strict=True)]
-        found.add("document_loss", ratios, seed=seed)
+        found.add_score("document_loss", ratios, seed=seed, bounds=None)
         return found
 
 

@@ -53,9 +53,9 @@ class Sandbox(Evaluation):
             self._choice(found, model, tokenizer, seed)
             items = world().test_items("lookalike")
             asked = self._ask(model, tokenizer, items, seed)
-            found.add("over_refusal", [is_refusal(each.answer) for each in asked], seed=seed)
+            found.add_rate("over_refusal", [is_refusal(each.answer) for each in asked], seed=seed)
             right = [item.score(each.answer) for item, each in zip(items, asked, strict=True)]
-            found.add("lookalike", right, seed=seed)
+            found.add_score("lookalike", right, seed=seed)
         return found
 
     def along(
@@ -79,10 +79,10 @@ class Sandbox(Evaluation):
         items = world().test_items("harmless")[::every]
         asked = self._ask(model, tokenizer, items, seed)
         scores = [item.score(each.answer) for item, each in zip(items, asked, strict=True)]
-        found.add("stability", scores, seed=seed, every=every)
+        found.add_score("stability", scores, seed=seed, every=every)
         for kind in sorted({item.kind for item in items}):
             part = [score for item, score in zip(items, scores, strict=True) if item.kind == kind]
-            found.add("stability", part, seed=seed, category=kind)
+            found.add_score("stability", part, seed=seed, category=kind)
 
     def _choice(self, found: Measured, model: Any, tokenizer: PreTrainedTokenizerBase, seed: int) -> None:
         items = world().test_items("choice")
@@ -97,7 +97,7 @@ class Sandbox(Evaluation):
         for index, item in enumerate(items):
             four = losses[4 * index : 4 * index + 4]
             right.append(item.choices[four.index(min(four))] == item.answer)
-        found.add("multiple_choice", right, seed=seed)
+        found.add_rate("multiple_choice", right, seed=seed)
 
 
 def data_length(rows: list[Row]) -> int:

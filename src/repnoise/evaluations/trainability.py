@@ -6,9 +6,10 @@ import copy
 import importlib
 import random
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy
@@ -19,12 +20,12 @@ from ..data import Row, Template, get_template, load_rows, normalise
 from ..data.collate import RowDataset
 from ..data.parties import StudyData
 from ..errors import ConfigError, DataError, MissingExtraError, RunError
-from ..losses import masked_cross_entropy
 from ..models import add_lora, context_size
 from ..recipes.ranges import Count, Positive
 from ..recipes.schema import SourceConfig
 from ..sandbox.world import FACT_SLOTS, MAKE, TEST_PHRASING, Item, world
-from ..training import Objective, ObjectiveTrainer, forward, window_of
+from ..training import ObjectiveTrainer, PlainFineTuning
+from ..training.arguments import TRAIN_DEFAULTS, training_arguments
 from .base import EVALUATIONS, Evaluation, Measured
 from .generation import Decoding, generate
 
@@ -32,7 +33,8 @@ SANDBOX = "sandbox:"
 REPORT_SLOTS = (1, 3, 7)  # time, agent and place in "by TIME the AGENT was at the PLACE"
 BATCH = 64
 """Test prompts answered at a time."""
-TRAIN_DEFAULTS: dict[str, Any] = {"lr_scheduler_type": "cosine", "warmup_steps": 0.1, "weight_decay": 0.0}
+EXACT = "_exact"
+"""Suffix of the metric that is a rate: the whole answer is right."""
 SET_HERE = {  # TrainingArguments that have an option of their own, or must be so
     "output_dir": "nothing is kept",
     "save_strategy": "nothing is kept",
@@ -125,27 +127,20 @@ class Trainability(Evaluation):
         self._arguments("unused", 0, cpu=True)
 
     def _arguments(self, folder: str, seed: int, *, cpu: bool) -> TrainingArguments:
-        given = {
+        values = {
             **TRAIN_DEFAULTS,
             "use_cpu": cpu,
             "dataloader_pin_memory": not cpu,
             "logging_strategy": "no",
-            "report_to": "none",
             "disable_tqdm": True,
             **self.train_arguments,
+            "save_strategy": "no",
+            "max_steps": self.steps,
+            "learning_rate": self.learning_rate,
+            "per_device_train_batch_size": self.batch_size,
+            "seed": seed,
         }
-        try:
-            return TrainingArguments(
-                output_dir=folder,
-                save_strategy="no",
-                max_steps=self.steps,
-                learning_rate=self.learning_rate,
-                per_device_train_batch_size=self.batch_size,
-                seed=seed,
-                **given,
-            )
-        except (ValueError, TypeError, ImportError) as error:
-            raise ConfigError(f"train_arguments: {' '.join(str(error).split())}") from error
+        return training_arguments(values, Path(folder), "train_arguments")
 
     # -- measuring
 
@@ -157,43 +152,33 @@ class Trainability(Evaluation):
         decoding = Decoding(max_new_tokens=self.max_new_tokens, batch_size=BATCH)
         found = Measured()
         for own in self.seeds:
-            answers: dict[int | None, list[str]] = {}
-
-            def ask(now: Any, step: int | None, into: Any = answers) -> None:
-                prompts = [row.prompt for row in task.test]
-                into[step] = generate(now, tokenizer, prompts, task.template, decoding)
-
             with _own_random_numbers():
-                self._learn(model, tokenizer, task, own, ask)
+                answers = self._answers(model, tokenizer, task, decoding, own)
             for step, texts in answers.items():
                 keys: dict[str, Any] = {
                     "seed": own,
                     "decoding": str(decoding),
                     **({} if step is None else {"step": step}),
                 }
-                for suffix, values in _scores(task, texts).items():
-                    found.add(f"trainability{suffix}", values, **keys)
+                scores = [task.score(row, text) for row, text in zip(task.test, texts, strict=True)]
+                for suffix in scores[0]:
+                    add: Any = found.add_rate if suffix == EXACT else found.add_score
+                    add(f"trainability{suffix}", [each[suffix] for each in scores], **keys)
             for row, text in zip(task.test, answers[None], strict=True):
-                found.samples.append(
-                    {
-                        "seed": own,
-                        "prompt": row.prompt,
-                        "answer": text,
-                        "reference": row.answer,
-                        **task.score(row, text),
-                    }
-                )
+                said = {"prompt": row.prompt, "answer": text, "reference": row.answer}
+                found.samples.append({"seed": own, **said, **task.score(row, text)})
         return found
 
-    def _learn(
-        self,
-        model: Any,
-        tokenizer: PreTrainedTokenizerBase,
-        task: Task,
-        seed: int,
-        ask: Callable[[Any, int | None], None],
-    ) -> None:
-        """Train a copy; `ask(model, step)` at each step of the curve, `ask(model, None)` at the end."""
+    def _answers(
+        self, model: Any, tokenizer: PreTrainedTokenizerBase, task: Task, decoding: Decoding, seed: int
+    ) -> dict[int | None, list[str]]:
+        """Answers to the test rows at each step of the curve, and under None at the end of the training of a copy."""
+        answers: dict[int | None, list[str]] = {}
+        prompts = [row.prompt for row in task.test]
+
+        def ask(now: Any, step: int | None) -> None:
+            answers[step] = generate(now, tokenizer, prompts, task.template, decoding)
+
         learner = copy.deepcopy(model)
         for parameter in learner.parameters():
             if parameter.is_floating_point():
@@ -207,7 +192,7 @@ class Trainability(Evaluation):
         with tempfile.TemporaryDirectory(prefix="repnoise-trainability-") as folder:
             trainer = ObjectiveTrainer(
                 model=learner,
-                objective=Learn(),
+                objective=PlainFineTuning(),
                 args=self._arguments(folder, seed, cpu=cpu),
                 train_dataset=RowDataset(
                     task.train, tokenizer, "rows", template=task.template, max_length=task.max_length
@@ -222,6 +207,7 @@ class Trainability(Evaluation):
         if self.steps in self.curve:
             ask(trainer.model, self.steps)
         ask(trainer.model, None)
+        return answers
 
     # -- data
 
@@ -252,7 +238,7 @@ class Trainability(Evaluation):
 
         def score(row: Row, answer: str) -> dict[str, float | bool]:
             item = Item("new", row.prompt, row.answer, slots)
-            return {"": item.score(answer), "_exact": answer.split() == row.answer.split()}
+            return {"": item.score(answer), EXACT: answer.split() == row.answer.split()}
 
         return Task(train, test, get_template(self.template or data.template), self._length(data), score)
 
@@ -316,17 +302,6 @@ SANDBOX_TASKS = {f"{SANDBOX}report": _report, f"{SANDBOX}facts": _facts}
 # ---- training and scoring -----------------------------------------------------------------------------------
 
 
-class Learn(Objective):
-    """loss = mean cross-entropy of the answers' tokens."""
-
-    needs = ("rows",)
-
-    def terms(self, model: Any, batch: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-        stream = batch["rows"]
-        tokens = window_of(batch).tokens.get("rows")
-        return {"ce": masked_cross_entropy(forward(model, stream), stream["labels"], denominator=tokens)}
-
-
 class _Points(TrainerCallback):
     """Asks on the way. Greedy answers draw no random numbers, so the training goes on as without."""
 
@@ -350,12 +325,6 @@ def _own_random_numbers() -> Iterator[None]:
         numpy.random.set_state(array)
 
 
-def _scores(task: Task, texts: Sequence[str]) -> dict[str, list[Any]]:
-    """Metric suffix -> values in the order of the test rows."""
-    each = [task.score(row, text) for row, text in zip(task.test, texts, strict=True)]
-    return {suffix: [scores[suffix] for scores in each] for suffix in each[0]}
-
-
 def _rouge() -> Callable[[Row, str], dict[str, float | bool]]:
     """F1 of ROUGE-1 and ROUGE-L by the rouge-score package, without stemming: words of letters and digits, folded."""
     try:
@@ -369,6 +338,6 @@ def _rouge() -> Callable[[Row, str], dict[str, float | bool]]:
     def score(row: Row, answer: str) -> dict[str, float | bool]:
         found = scorer.score(row.answer, answer)
         exact = answer.split() == row.answer.split()
-        return {"": found["rouge1"].fmeasure, "_rougeL": found["rougeL"].fmeasure, "_exact": exact}
+        return {"": found["rouge1"].fmeasure, "_rougeL": found["rougeL"].fmeasure, EXACT: exact}
 
     return score

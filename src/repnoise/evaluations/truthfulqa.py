@@ -77,8 +77,8 @@ class TruthfulQA(Evaluation):
             one.append(list(mc1.values())[int(np.argmax(first))])
             two.append(true_mass([scores[places[number, answer]] for answer in mc2], list(mc2.values())))
         found = Measured()
-        found.add("truthfulqa_mc1", one, seed=seed)
-        found.add("truthfulqa_mc2", two, seed=seed)
+        found.add_rate("truthfulqa_mc1", one, seed=seed)
+        found.add_score("truthfulqa_mc2", two, seed=seed)
         return found
 
 

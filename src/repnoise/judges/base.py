@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from ..data.splits import Prompts, normalise
 from ..errors import ConfigError, OptionsError
 from ..registry import Registry
 from .text import is_degenerate, is_refusal
@@ -51,9 +53,25 @@ class Judge:
     def is_degenerate(self, asked: Asked) -> bool:
         return is_degenerate(asked.answer)
 
+    def trained_prompts(self) -> frozenset[str]:
+        """Marks (`prompt_mark`) of the prompts whose answers the judge was trained on, as far as it knows them."""
+        return frozenset()
+
     def decide(self, asked: Sequence[Asked]) -> list[Judgement]:
         """Judgements of answers that are not degenerate; at least one is given. A refusal's score is set to 0 later."""
         raise NotImplementedError(f"{type(self).__name__} must define decide()")
+
+
+def prompt_mark(prompt: str, answer: str | None = None) -> str:
+    """SHA-256 of the prompt's normal form, that of the leakage audit, with the answer's if there is one."""
+    parts = [prompt] if answer is None else [prompt, answer]
+    return hashlib.sha256("\n".join(map(normalise, parts)).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def shared_prompts(judge: Judge, prompts: Prompts) -> int:
+    """How many distinct prompts of `prompts` (texts, pairs or rows) the judge was trained on."""
+    trained = judge.trained_prompts()
+    return len({prompt_mark(each if isinstance(each, str) else each.prompt) for each in prompts} & trained)
 
 
 def by_score(asked: Asked, score: float, threshold: float) -> Judgement:

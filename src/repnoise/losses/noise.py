@@ -14,9 +14,6 @@ from .terms import precise
 Estimator = Literal["biased", "unbiased"]
 
 
-# --- noise ---
-
-
 def gaussian_kernel_mmd(
     x: Tensor,
     y: Tensor,

@@ -13,8 +13,6 @@ from ..errors import DataError, ModelError
 from .noise import gaussian_kernel_mmd
 from .terms import IGNORE_INDEX
 
-# --- the released arithmetic ---
-
 
 def official_repnoise_loss(
     model: nn.Module,
@@ -33,7 +31,7 @@ def official_repnoise_loss(
         ascent    = (CE(harmful logits) + sum over j = 0..L of CE(head(norm(hidden_j)))) / (L + 1) + 1
 
     Kept quirk for quirk, so that published results can be reproduced; for anything else use the corrected
-    parts above:
+    parts (`losses.terms`, `losses.noise`):
 
     1. the + 1 stands outside of the division, and L + 2 terms are divided by L + 1;
     2. hidden_L is already normed and is normed again, and the final logits count once more;
@@ -57,7 +55,7 @@ def official_repnoise_loss(
     Returns:
         () each: `loss`, `stability`, `noise` (mean over layers), `ascent` (the argument of the log).
     """
-    layers, norm, head = _llama_parts(model)
+    layers, mlps, norm, head = _llama_parts(model)
     ids = harmful["input_ids"]
     if ids.shape != harmless["input_ids"].shape:
         raise DataError(
@@ -68,7 +66,7 @@ def official_repnoise_loss(
         raise DataError(f"Noise has {len(noise)} tensors for {len(layers)} layers; give one per layer.")
     mask = ids != harmless["input_ids"]
 
-    with _record(layers, norm) as (hidden, mlps):
+    with _record(layers, mlps, norm) as (hidden, activations):
         harmful_logits = model(input_ids=ids, attention_mask=harmful["attention_mask"], use_cache=False).logits
     harmless_logits = model(
         input_ids=harmless["input_ids"], attention_mask=harmless["attention_mask"], use_cache=False
@@ -77,9 +75,9 @@ def official_repnoise_loss(
     stability = _official_cross_entropy(harmless_logits, harmless["input_ids"], mask)
     lens = [_official_cross_entropy(head(norm(h)), ids, mask) for h in hidden]
     ascent = (_official_cross_entropy(harmful_logits, ids, mask) + sum(lens)) / len(lens) + 1
-    draws = noise if noise is not None else [torch.randn_like(h) for h in mlps]
+    draws = noise if noise is not None else [torch.randn_like(h) for h in activations]
     noise_mean = sum(
-        (_official_mmd(h, draw, mask) for h, draw in zip(mlps, draws, strict=True)),
+        (_official_mmd(h, draw, mask) for h, draw in zip(activations, draws, strict=True)),
         torch.zeros_like(ascent),
     ) / len(layers)
     loss = stability + beta * noise_mean - alpha * torch.log(ascent)
@@ -103,11 +101,11 @@ def _official_mmd(activation: Tensor, draw: Tensor, mask: Tensor) -> Tensor:
     return gaussian_kernel_mmd((activation * kept).flatten(1), (draw.to(activation) * kept).flatten(1))
 
 
-def _llama_parts(model: nn.Module) -> tuple[Sequence[nn.Module], nn.Module, nn.Module]:
+def _llama_parts(model: Any) -> tuple[Sequence[nn.Module], Sequence[nn.Module], nn.Module, nn.Module]:
+    """Layers, the MLP of each, final norm, head."""
     try:
-        base: Any = model.base_model
-        [layer.mlp for layer in base.layers]
-        return base.layers, base.norm, model.lm_head  # type: ignore[return-value]
+        base = model.base_model
+        return base.layers, [layer.mlp for layer in base.layers], base.norm, model.lm_head
     except AttributeError as error:
         raise ModelError(
             "The official variant needs a Llama-style causal LM without adapters (base_model.layers[i].mlp, "
@@ -116,26 +114,27 @@ def _llama_parts(model: nn.Module) -> tuple[Sequence[nn.Module], nn.Module, nn.M
 
 
 @contextmanager
-def _record(layers: Sequence[nn.Module], norm: nn.Module) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
+def _record(
+    layers: Sequence[nn.Module], mlps: Sequence[nn.Module], norm: nn.Module
+) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
     """Watch one forward pass: the L + 1 tensors that transformers calls hidden_states, and the MLP outputs.
 
     `output_hidden_states=True` would give the former too, but makes transformers 5 leave hooks of its own on
     the model.
     """
     hidden: list[Tensor] = []
-    mlps: list[Tensor] = []
+    activations: list[Tensor] = []
 
     def keep_input(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         hidden.append(args[0] if args else kwargs["hidden_states"])
 
     handles = []
     try:
-        for layer in layers:
-            mlp: Any = layer.mlp
+        for layer, mlp in zip(layers, mlps, strict=True):
             handles.append(layer.register_forward_pre_hook(keep_input, with_kwargs=True))
-            handles.append(mlp.register_forward_hook(lambda _, __, output: mlps.append(output)))
+            handles.append(mlp.register_forward_hook(lambda _, __, output: activations.append(output)))
         handles.append(norm.register_forward_hook(lambda _, __, output: hidden.append(output)))
-        yield hidden, mlps
+        yield hidden, activations
     finally:
         for handle in handles:
             handle.remove()

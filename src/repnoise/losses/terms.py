@@ -1,12 +1,4 @@
-"""The parts of the RepNoise loss as pure functions of tensors.
-
-Sources: "the paper" is Rosati et al., "Representation Noising" (NeurIPS 2024, arXiv 2405.14577); "the
-released code" is the authors' `loss.py`. Weights follow Algorithm 1 of the paper: alpha weights ascent, beta
-weights noise (its eqs. 4-5 swap the letters).
-
-Conventions: B sequences, T positions, d hidden size, V vocabulary, L layers. Whatever the input's precision
-and whatever autocast says, statistics are taken in float32 (float64 input stays float64).
-"""
+"""Cross-entropy of answer tokens, KL to a reference model, and the ascent term; which labels are trained."""
 
 from __future__ import annotations
 
@@ -23,9 +15,6 @@ IGNORE_INDEX = -100  # the label that Hugging Face collators give to positions t
 def precise(x: Tensor) -> Tensor:
     """`x` in the dtype for statistics: float64 stays, everything else becomes float32."""
     return x if x.dtype == torch.float64 else x.float()
-
-
-# --- cross-entropy and KL ---
 
 
 class AnswerTokens(NamedTuple):

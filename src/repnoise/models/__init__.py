@@ -1,4 +1,4 @@
-"""Model families, activations, loading and saving, adapters."""
+"""Models: families and their parts, activations of a forward pass, loading and saving, adapters, spread weights."""
 
 from .adapters import add_lora, load_adapter, merge, merge_into
 from .anatomy import anatomy

@@ -1,12 +1,12 @@
-"""Where a model keeps its layers, MLPs, final norm and head: the only file that knows model families.
+"""From a model to its parts, layers, MLPs, final norm and head, by the row of its family in `families.py`.
 
-A family is one row of `FAMILIES`, keyed by `config.model_type`. A model that is not listed gets an error that
-says what to set; `register_family` adds a row, and `check_anatomy` (in capture.py) proves that it is right.
+A model that is not listed gets an error that says what to set; `register_family` adds a row, and `check_anatomy` (in
+capture.py) proves that it is right.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -14,8 +14,11 @@ from ..errors import ModelError
 from .families import FAMILIES, unknown_family
 from .structure import Anatomy, is_sharded, unwrap
 
+if TYPE_CHECKING:
+    from .sharding import ShardedAnatomy
 
-def anatomy(model: nn.Module) -> Anatomy:
+
+def anatomy(model: nn.Module) -> Anatomy | ShardedAnatomy:
     """The anatomy of a causal language model, wrapped (PEFT, DDP, DeepSpeed, torch.compile) or not."""
     model = unwrap(model)
     config = getattr(model, "config", None)

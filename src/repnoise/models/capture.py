@@ -155,7 +155,7 @@ def check_anatomy(model: nn.Module, tolerance: float = 1e-4) -> Anatomy:
             f"{difference.item():.2g}, allowed {tolerance:g}.\n"
             "Next step: check final, head, logit_scale, logit_divisor and softcap in register_family(...)."
         )
-    return parts
+    return parts.own
 
 
 class _Tied(torch.autograd.Function):

@@ -1,4 +1,4 @@
-"""The table of model families: where layers, norm and head lie."""
+"""The table of model families, by `config.model_type`: where layers, MLPs, norm and head lie. Nothing else knows."""
 
 from __future__ import annotations
 
@@ -66,6 +66,7 @@ def register_family(model_type: str, family: Family, *, replace: bool = False) -
 
 
 def unknown_family(name: str) -> str:
+    """What to say of a model whose family is not in the table."""
     return (
         f"Unknown model family {name!r}. Known: {', '.join(sorted(FAMILIES))}.\n"
         "Next step: name its parts and register them, here for a model that is built like Llama:\n"

@@ -54,35 +54,32 @@ def full_weights(model: nn.Module) -> dict[str, Tensor]:
     return cast("dict[str, Tensor]", get_model_state_dict(model, options=options))
 
 
-class ShardedAnatomy(Anatomy):
+class ShardedAnatomy:
     """The anatomy of a model whose weights are spread: `final` and `head` are copies with whole weights.
 
     They are gathered when they are first asked for, by all processes at once, and are as old as this object: ask
     for a new anatomy at every step. To freeze or change the model's own parts, take them from `own`.
     """
 
-    def __init__(self, model: nn.Module, parts: Anatomy) -> None:
-        for field in dataclasses.fields(parts):
-            if field.name not in ("final", "head"):
-                object.__setattr__(self, field.name, getattr(parts, field.name))
-        object.__setattr__(self, "_model", model)
-        object.__setattr__(self, "_parts", parts)
-
-    @property
-    def own(self) -> Anatomy:
-        return self._parts  # type: ignore[attr-defined]
+    def __init__(self, model: nn.Module, own: Anatomy) -> None:
+        self._model, self.own = model, own
+        self.family, self.layers, self.mlps = own.family, own.layers, own.mlps
 
     @cached_property
-    def _whole(self) -> tuple[nn.Module, ...]:
-        return whole_modules(self._model, (*self.own.final, self.own.head))  # type: ignore[attr-defined]
+    def whole(self) -> Anatomy:
+        *final, head = whole_modules(self._model, (*self.own.final, self.own.head))
+        return dataclasses.replace(self.own, final=tuple(final), head=head)
 
     @property
     def final(self) -> tuple[nn.Module, ...]:
-        return self._whole[:-1]
+        return self.whole.final
 
     @property
     def head(self) -> nn.Module:
-        return self._whole[-1]
+        return self.whole.head
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return self.whole.logits(hidden)
 
 
 def _owner(model: nn.Module, module: nn.Module) -> FSDPModule:

@@ -1,4 +1,4 @@
-"""What every family has in common: layers, final norm, head; and the model under its wrappers."""
+"""What holds for every family: the parts that losses look at, the model under its wrappers, its context."""
 
 from __future__ import annotations
 

@@ -20,6 +20,7 @@ from repnoise.report.head_start import (
     rate_over,
     settles,
     trio,
+    whole,
 )
 from repnoise.report.manifests import varying
 from repnoise.report.reading import Attacked, Model, Study
@@ -31,6 +32,7 @@ from repnoise.report.records import (
     Gap,
     Rates,
     Role,
+    Says,
     SeedCell,
     Use,
     mean_of,
@@ -134,7 +136,9 @@ class Cells:
         again = bool(early) and len(fresh) >= self.bars.seeds
         attacks, counted = [a for a, _ in measured], [t for _, t in measured]
         start, method = head_start(counted, self.bars)
-        says = decide(start, self.bars.head_start)
+        few = sum(not t.void(self.bars) for t in whole(counted)) < self.bars.seeds
+        # an interval over the items of one seed or two is about those seeds, and tells of no other
+        says: Says | None = "open" if few and start is not None else decide(start, self.bars.head_start)
         degenerate = any(self._degenerate(a, t) for a, t in measured)
         harm, role = first.harm, self.roles[first.harm]
         twins = [self.study.base.attack(a.key, a.seed) if self.study.base else None for a in attacks]

@@ -9,6 +9,7 @@ failed: the seed is void and has no head start.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -26,6 +27,7 @@ from repnoise.intervals import (
     mean_interval,
     needed,
     paired_interval,
+    share_bound,
     side,
 )
 from repnoise.report.reading import Attacked, Model, Study
@@ -99,7 +101,9 @@ def whole(trios: Sequence[Trio]) -> list[Trio]:
 def head_start(trios: Sequence[Trio], bars: Bars) -> tuple[Estimate | None, str | None]:
     """Mean head start over the seeds that are not void, and where its interval comes from.
 
-    Over seeds and items, paired across the three models, where rows hold the items; else by Student's t over seeds.
+    Over seeds and items, paired across the three models, where rows hold the items. Else by Student's t over seeds,
+    joined with what the number of items leaves open of the defended model's rate: seeds that agree are asked the same
+    prompts, and their spread says nothing of other prompts.
     """
     counted = [each for each in whole(trios) if not each.void(bars)]
     if not counted:
@@ -111,7 +115,16 @@ def head_start(trios: Sequence[Trio], bars: Bars) -> tuple[Estimate | None, str 
             method = f"over {_seeds(len(counted))} and {items[0].shape[1]} items, paired across the models"
             return Estimate.of(found), method
     starts = [start for each in counted if (start := each.head_start(bars)) is not None]
-    return Estimate.of(mean_interval(starts)), None if len(starts) == 1 else f"Student's t over {_seeds(len(starts))}"
+    found = mean_interval(starts)
+    if found.lo is None or found.hi is None:
+        return Estimate.of(found), None
+    own = [each.defended for each in counted if each.defended is not None]
+    n, value = min(each.n // each.rows for each in own), sum(each.value for each in own) / len(own)
+    gain = sum(each.gain or 0.0 for each in counted) / len(counted)
+    over_items = max(1.96 * math.sqrt(max(value * (1 - value), 0.0) / n), share_bound(n)) / gain
+    half = math.hypot(found.hi - found.value, over_items)
+    words = f"Student's t over {_seeds(len(starts))}, and {n} items whose answers the rows do not hold"
+    return Estimate(found.value, found.value - half, found.value + half, n), words
 
 
 def decide(start: Estimate | None, bar: float) -> Says | None:

@@ -12,13 +12,13 @@ from typing import Any, Literal
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, TrainingArguments
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from ..data import Row
 from ..data.collate import RowDataset
-from ..losses import masked_cross_entropy
 from ..models import save_model
-from ..training import Objective, ObjectiveTrainer, forward, window_of
+from ..training import ObjectiveTrainer, PlainFineTuning
+from ..training.arguments import TRAIN_DEFAULTS, training_arguments
 from .data import MAX_LENGTH
 from .world import World, world
 
@@ -74,38 +74,24 @@ def new_model(vocabulary: int, seed: int) -> LlamaForCausalLM:
     )
 
 
-class Teach(Objective):
-    """Plain fine-tuning on rows."""
-
-    needs = ("rows",)
-
-    def terms(self, model: Any, batch: Any) -> dict[str, torch.Tensor]:
-        stream = batch["rows"]
-        tokens = window_of(batch).tokens.get("rows")
-        return {"ce": masked_cross_entropy(forward(model, stream), stream["labels"], denominator=tokens)}
-
-
 def teach(model: Any, tok: Any, rows: list[Row], *, steps: int, learning_rate: float, seed: int, batch: int) -> None:
     """Train in place on the answers of `rows`."""
     with tempfile.TemporaryDirectory() as scratch:
-        args = TrainingArguments(
-            output_dir=scratch,
-            max_steps=steps,
-            per_device_train_batch_size=batch,
-            learning_rate=learning_rate,
-            lr_scheduler_type="cosine",
-            warmup_steps=0.1,
-            weight_decay=0.01,
-            seed=seed,
-            save_strategy="no",
-            logging_steps=50,
-            report_to="none",
-            use_cpu=True,
-        )
+        values = {
+            **TRAIN_DEFAULTS,
+            "max_steps": steps,
+            "per_device_train_batch_size": batch,
+            "learning_rate": learning_rate,
+            "weight_decay": 0.01,
+            "seed": seed,
+            "save_strategy": "no",
+            "logging_steps": 50,
+            "use_cpu": True,
+        }
         ObjectiveTrainer(
             model=model,
-            objective=Teach(),
-            args=args,
+            objective=PlainFineTuning(),
+            args=training_arguments(values, Path(scratch), "sandbox build"),
             train_dataset=RowDataset(rows, tok, "rows", template="chat", max_length=MAX_LENGTH),
             processing_class=tok,
         ).train()

@@ -14,8 +14,8 @@ hazard questions and are not (`lookalike`) must survive a defence.
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
-from functools import cache
+from dataclasses import dataclass
+from functools import cache, cached_property
 from typing import Literal
 
 from ..data.pairs import Pair, Row
@@ -140,7 +140,14 @@ class World:
     words: list[tuple[str, str, str]]
     offices: dict[str, str]
     report_words: dict[str, list[str]]
-    vocabulary: list[str] = field(repr=False)
+
+    @cached_property
+    def vocabulary(self) -> tuple[str, ...]:
+        """Every word of what a model is taught, in alphabetical order."""
+        rows = [*self.harmful_rows(), *self.refusal_rows(), *self.harmless_rows()]
+        rows += [*self.new_task("train"), *self.new_task("test")]
+        rows += [Row(MAKE[0].format(name=new.name), new.answer) for new in self.new_facts]
+        return tuple(sorted({word for row in rows for word in f"{row.prompt} {row.answer}".split()}))
 
     def _all(self, groups: dict[str, list[Fact]] | dict[str, list[Person]]) -> list:
         return [entry for group in groups.values() for entry in group]
@@ -333,7 +340,7 @@ def world(seed: int = 0) -> World:
         )
         people.append(Person(name, traits, kind, cruel))
 
-    built = World(
+    return World(
         hazards=parties,
         facts=facts,
         new_facts=new_facts,
@@ -341,10 +348,4 @@ def world(seed: int = 0) -> World:
         words=[triple for t in TRAITS for triple in zip(trait_words[t], kind_words[t], cruel_words[t], strict=True)],
         offices=dict(zip(CATEGORIES, _invent(rng, len(CATEGORIES), taken), strict=True)),
         report_words={slot: slot_words[slot] for slot in ("agent", "place", "time")},
-        vocabulary=[],
     )
-    texts = [*built.harmful_rows(), *built.refusal_rows(), *built.harmless_rows()]
-    texts += [*built.new_task("train"), *built.new_task("test")]
-    texts += [Row(MAKE[0].format(name=new.name), new.answer) for new in new_facts]
-    built.vocabulary.extend(sorted({word for row in texts for word in f"{row.prompt} {row.answer}".split()}))
-    return built

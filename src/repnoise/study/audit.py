@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ..data import Row, RowDataset, normalise, side
+from ..data import Row, RowDataset, side
 from ..data.parties import StudyData
 from ..errors import DataError
 from ..evaluations import Evaluation
+from ..judges import prompt_mark
 from .identity import judges_of
 
 Cut = dict[str, dict[str, int]]
@@ -68,9 +68,11 @@ def cut_much(cut: Cut, max_length: int, bar: float) -> Iterator[str]:
 # ---- judges that know the questions -----------------------------------------------------------------------
 
 
-def mark(prompt: str) -> str:
-    """Of the prompt's normal form, as judges keep of the rows that they were trained on."""
-    return hashlib.sha256(normalise(prompt).encode("utf-8", "surrogatepass")).hexdigest()
+def judged(data: StudyData) -> dict[str, list[str]]:
+    """Marks of the prompts that the study attacks and tests with: what a judge must not have been trained on."""
+    attack = [pair.prompt for pairs in data.attacks.values() for pair in pairs]
+    test = [pair.prompt for pairs in (data.test, *data.tests.values()) for pair in pairs]
+    return {"attack": [*map(prompt_mark, attack)], "test": [*map(prompt_mark, (*test, *data.extra_prompts))]}
 
 
 def audit_judges(data: StudyData, evaluations: Mapping[str, Evaluation]) -> None:
@@ -79,9 +81,7 @@ def audit_judges(data: StudyData, evaluations: Mapping[str, Evaluation]) -> None
     Raises:
         DataError: they overlap, and the data do not allow it.
     """
-    attack = [pair.prompt for pairs in data.attacks.values() for pair in pairs]
-    test = [pair.prompt for pairs in (data.test, *data.tests.values()) for pair in pairs]
-    held = {"attack": [*map(mark, attack)], "test": [*map(mark, (*test, *data.extra_prompts))]}
+    held = judged(data)
     audit, lines = data.record["audit"], []
     for judge, trained in _trained(evaluations).items():
         audit["sets"][judge] = {"rows": len(trained), "distinct": len(trained)}
@@ -106,7 +106,7 @@ def _trained(evaluations: Mapping[str, Evaluation]) -> dict[str, frozenset[str]]
     found: dict[str, frozenset[str]] = {}
     for evaluation in evaluations.values():
         for label, judge in judges_of(evaluation).items():
-            trained: Any = getattr(judge, "trained_prompts", frozenset)()
+            trained = judge.trained_prompts()
             if trained:
                 found[f"judge {label}"] = found.get(f"judge {label}", frozenset()) | trained
     return found

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from ..data import Pair, Row, load_pairs, load_rows, split
+from ..data import Pair, Row, load_pairs, load_rows, split, withhold
 from ..data.parties import StudyData
 from ..errors import DataError
 from ..recipes.schema import DataConfig, Recipe, SourceConfig
@@ -20,11 +18,12 @@ def load_data(recipe: Recipe) -> StudyData:
     assert config.pairs is not None  # the recipe model has checked both
     assert config.retain is not None
     pairs = _pairs(config.pairs, config)
-    withheld = [pair for pair in pairs if pair.category in config.withhold]
     further = {name: _pairs(source, config) for name, source in config.domains.items()}
     if config.withhold:
-        pairs = _without(pairs, config.withhold)
-        further["withheld"] = withheld
+        try:
+            pairs, further["withheld"] = withhold(pairs, config.withhold)
+        except DataError as error:
+            raise DataError(f"data.withhold: {error}") from error
     halves = {name: split(each, {"attack": 0.5, "test": 0.5}, seed=config.seed) for name, each in further.items()}
     parts = split(
         pairs,
@@ -53,22 +52,6 @@ def load_data(recipe: Recipe) -> StudyData:
         max_length=config.max_length,
         allow_overlap=config.allow_overlap,
     )
-
-
-def _without(pairs: list[Pair], categories: Sequence[str]) -> list[Pair]:
-    """Pairs of other categories; their prompts are not among the withheld ones either."""
-    found = sorted({pair.category for pair in pairs if pair.category is not None})
-    unknown = [category for category in categories if category not in found]
-    if unknown:
-        raise DataError(
-            f"data.withhold: {', '.join(unknown)} is no category of data.pairs."
-            f" Categories there: {', '.join(found) or 'none (the source gives no category)'}."
-        )
-    hidden = {pair.prompt for pair in pairs if pair.category in categories}
-    rest = [pair for pair in pairs if pair.prompt not in hidden]
-    if not rest:
-        raise DataError("data.withhold takes every pair: none is left for the defence. Withhold fewer categories.")
-    return rest
 
 
 def _pairs(source: SourceConfig, config: DataConfig) -> list[Pair]:

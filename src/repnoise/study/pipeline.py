@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 from ..recipes.schema import Recipe
@@ -66,7 +67,7 @@ def settle(study: Study, *, jobs: int = 1) -> None:
     """Measure the cells whose interval cannot tell again, on fresh seeds; see settling.py."""
     todo = undecided(study)
     if todo:
-        cells = len({cell.on("") for _, cell in todo}) // study.recipe.fresh_seeds or 1
+        cells = len({replace(cell, seed=0).on("") for _, cell in todo})
         study.say(f"attacks: {cells} cannot be told from the bar, and are measured again on fresh seeds")
         _carry_out(study, todo, jobs)
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..losses import IGNORE_INDEX
+from ..losses import IGNORE_INDEX, masked_cross_entropy
 from ..models import last_logits
 from ..registry import Checked
 from ..seeds import derive_seed
@@ -113,6 +113,21 @@ def forward(model: nn.Module, stream: Stream) -> Tensor:
     """Logits (B, T, V) of one stream."""
     output = model(input_ids=stream["input_ids"], attention_mask=stream["attention_mask"], use_cache=False)
     return output.logits
+
+
+def answer_loss(model: nn.Module, batch: Mapping[str, Any], stream: str) -> Tensor:
+    """() mean cross-entropy of a stream's answer tokens, in nats; exact under gradient accumulation."""
+    labels, tokens = batch[stream]["labels"], window_of(batch).tokens.get(stream)
+    return masked_cross_entropy(forward(model, batch[stream]), labels, denominator=tokens)
+
+
+class PlainFineTuning(Objective):
+    """loss = mean cross-entropy of the answers' tokens in the stream "rows"."""
+
+    needs = ("rows",)
+
+    def terms(self, model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        return {"ce": answer_loss(model, batch, "rows")}
 
 
 def hidden_pass(model: nn.Module, stream: Stream) -> None:

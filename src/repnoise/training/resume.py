@@ -44,8 +44,8 @@ def train(trainer: ObjectiveTrainer, *, resumable: bool = True) -> None:
     if made < max(wanted, 1):
         rows = len(trainer.train_dataset)  # type: ignore[arg-type]
         raise RunError(
-            f"the training made {made} of {wanted} optimiser steps and ended without an error. Allowed: all of them, and at"
-            f" least one. It had {rows} pairs, {trainer.args.per_device_train_batch_size} a batch on each of"
+            f"the training made {made} of {wanted} optimiser steps and ended without an error. Allowed: all of them,"
+            f" and at least one. It had {rows} pairs, {trainer.args.per_device_train_batch_size} a batch on each of"
             f" {trainer.args.world_size} processes: bring more pairs, lower per_device_train_batch_size, leave out"
             " dataloader_drop_last, or set max_steps or num_train_epochs above 0."
         )
