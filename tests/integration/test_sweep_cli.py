@@ -172,9 +172,10 @@ def test_search_on_the_sandbox(cli: Callable[..., Any], tmp_path: Path) -> None:
     space.write_text(yaml.safe_dump({"attack": ["sft"], "harm": "knowledge", **fixed}))
     changes = ["evaluations=[sandbox]", "curve=[]", "controls=[random]", "defence.train.max_steps=1"]
     out = tmp_path / "out"
-    arguments = ["search", "sandbox", *changes, "--space", space, "--out", out, "--quiet", "--fresh-seeds", "1"]
+    arguments = ["search", "sandbox", *changes, "--space", space, "--out", out, "--fresh-seeds", "1", "--jobs", "2"]
     answer = cli(*arguments, "--trials", 1, "--json")
     assert answer.code == 0, answer.err
+    assert "trials: 100%" in answer.err.replace("\r", "\n")
     result = json.loads(answer.out)
     assert result["trials"] == 1
     assert result["worst"]["head_start"] is not None

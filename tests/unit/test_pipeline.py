@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from worker_tasks import build, work
 
 from repnoise.errors import ConfigError, DataError, RunError
@@ -45,6 +46,30 @@ def test_stopping_early_kills_what_runs(tmp_path: Path) -> None:
             time.sleep(0.01)
     assert multiprocessing.active_children() == []
     assert not (tmp_path / "slow").exists(), "it was waited for"
+
+
+def test_stopping_early_leaves_other_children_alone(tmp_path: Path) -> None:
+    other = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60,))
+    with closing(start(tmp_path, [("a",), ("slow", 60.0)])) as finished:
+        next(finished)
+        other.start()  # after the pool: a loader of data, for example
+    try:
+        assert other.is_alive()
+        assert multiprocessing.active_children() == [other]
+    finally:
+        other.kill()
+        other.join()
+
+
+def test_what_the_processes_need_is_built_once_in_each(tmp_path: Path) -> None:
+    looks: list[float] = []
+    tasks = [(str(n), 0.1) for n in range(6)]
+    work_ = in_processes(work, tasks, 2, build, (tmp_path,), meanwhile=lambda: looks.append(time.monotonic()))
+    assert [error for _, error in work_] == [None] * 6
+    built = [line.split() for line in (tmp_path / "built").read_text().splitlines()]
+    assert 1 <= len({pid for pid, _ in built}) == len(built) <= 2
+    assert {threads for _, threads in built} == {str(max(1, torch.get_num_threads() // 2))}
+    assert looks
 
 
 def test_failures_are_raised_together() -> None:

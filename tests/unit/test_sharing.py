@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from repnoise.campaign import sweep
-from repnoise.campaign.sweep import share
+from repnoise.campaign.sweep import run_sweep, share
+from repnoise.campaign.sweep_file import Sweep, read_sweep
 from repnoise.campaign.sweep_studies import Piece, SweepStudies
+from repnoise.store.lock import is_free
 from repnoise.store.run import Run
+from repnoise.study import inputs
+from repnoise.study.attacking import attack
 from repnoise.study.cell import Cell
+from repnoise.study.defending import defend
+from repnoise.study.measuring import evaluate
 from repnoise.study.workers import Failures
 
 NAMES = ("a", "b", "c", "d")
+ROW = {"metric": "m", "value": 0.5, "n": 2, "lo": None, "hi": None, "seed": 0}
 PIECES: list[Piece] = [(name, None) for name in NAMES]
 
 
@@ -131,3 +140,78 @@ def test_many_workers_do_each_piece_once(tmp_path: Path) -> None:
     assert not failures.found
     assert sorted(name for worker in workers for name in worker.made) == sorted(name for name, _ in pieces)
     assert sum(bool(worker.made) for worker in workers) >= 2
+
+
+# ---- of the real stages -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Sweep:
+    path = tmp_path / "small.yaml"
+    train = {"max_steps": 1, "per_device_train_batch_size": 2}
+    defences = [{"label": f"beta-{n}", "name": "repnoise", "beta": n, "train": train} for n in (1, 2)]
+    attacks = [{"name": "sft", "harm": "knowledge", "steps": 0}]
+    overrides = ["controls=[random]", "evaluations=[loss]", "curve=[]"]
+    sweep = {"sweep": "small", "recipe": "sandbox", "overrides": overrides, "attacks": attacks, "defences": defences}
+    path.write_text(yaml.safe_dump(sweep))
+    return read_sweep(str(path))
+
+
+def test_what_the_studies_share_is_read_once(small: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Any] = []
+    given = inputs.load_data
+    monkeypatch.setattr(inputs, "load_data", lambda recipe: read.append(recipe) or given(recipe))
+    studies = SweepStudies(small, tmp_path / "out")
+    targets = studies.targets
+    assert list(targets) == ["base", "control-random", "beta-1", "beta-2"]
+    assert len(read) == 1
+    one, two = studies.studies.values()
+    assert one.data is two.data
+    assert one.evaluations is two.evaluations
+    assert one.base().hash == two.base().hash
+    assert one.defended().hash != two.defended().hash
+
+
+@pytest.mark.parametrize("stage", ["evaluate", "defend", "attack"])
+def test_a_stage_asks_again_once_it_has_the_lock(
+    stage: str, small: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between its first look and the lock another worker may have finished the piece."""
+    study = next(iter(SweepStudies(small, tmp_path / "out", quiet=True).studies.values()))
+    target = study.defended() if stage == "defend" else study.base()
+    cell = study.cells()[0]
+    run, digest = study.attack_run(target, cell) if stage == "attack" else (target.run, target.hash)
+    given = Run.held
+
+    @contextmanager
+    def slow(self: Run) -> Iterator[None]:
+        monkeypatch.setattr(Run, "held", given)
+        other = Run(self.path)
+        other.start(stage="base", name="another", hash=digest)
+        for label in study.evaluations:
+            other.write_rows(label, [ROW], settings=study.measured(label))
+        other.finish()
+        with given(self):
+            yield
+
+    monkeypatch.setattr(Run, "held", slow)
+    if stage == "evaluate":
+        evaluate(study, target, "base")
+    elif stage == "defend":
+        defend(study)
+    else:
+        attack(study, target, cell)
+    manifest = run.manifest()
+    assert manifest is not None
+    assert manifest["name"] == "another"
+
+
+def test_the_comparison_is_written_while_the_folder_is_held(
+    small: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = []
+    for name in ("share", "tell_of_attacks"):
+        monkeypatch.setattr(sweep, name, lambda *args: None)
+    monkeypatch.setattr(sweep, "write_comparison", lambda folder: held.append(not is_free(folder)) or folder)
+    run_sweep(small, tmp_path / "out", quiet=True)
+    assert held == [True]
