@@ -362,3 +362,4 @@ def test_rows_that_were_cut_are_told(tmp_path: Path) -> None:
     (warning,) = summary["verdict"]["warnings"]
     assert "attack: 12 answers" in warning
     assert "data.max_length" in warning
+    assert "retain: 1 answers and 0 prompts of 100 rows" in render(tmp_path), "also below the bar"
